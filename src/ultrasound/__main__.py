@@ -1,0 +1,142 @@
+"""`python -m ultrasound VERB [--section.key VALUE ...]`: what DVC stages and MLflow entry points call.
+
+A verb is a module of `ultrasound.commands` with a docstring (its help), `SECTIONS` (the parameters it reads) and
+`run(params)`. Modules are imported when their verb is called, so that `--help` stays fast.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import pkgutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from ultrasound import NOTICE, __version__, commands, params
+from ultrasound.errors import InputError, ParameterError
+
+# Threads of OpenMP that wait by spinning slow a training tenfold where other processes want the cores too. Read when
+# torch is imported, which happens later, in the verbs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+class Verbs(click.Group):
+    """The modules of `ultrasound.commands` as subcommands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        order = ["doctor", "download", "split", "preprocess", "train", "tune", "evaluate", "register"]
+        found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
+        return sorted(found, key=lambda verb: (order.index(verb) if verb in order else len(order), verb))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return Verb(name) if name in self.list_commands(ctx) else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            error.message += f" Verbs are {', '.join(self.list_commands(ctx))}."
+            raise
+
+
+class Verb(click.Command):
+    """One verb; every parameter of params.yaml is an option of it, its own sections are in the help."""
+
+    def __init__(self, name: str) -> None:
+        doc, self.sections = _doc_and_sections(name)
+        super().__init__(name, help=doc, callback=self._run, params=[_option(*key) for key in params.keys()])
+
+    def _run(self, **options: Any) -> None:
+        source = click.get_current_context().get_parameter_source
+        given = {
+            option.replace("__", "."): value
+            for option, value in options.items()
+            if source(option) is click.core.ParameterSource.COMMANDLINE
+        }
+        for key in given:
+            section = key.partition(".")[0]
+            if section in commands.STAGES and section not in self.sections:
+                raise ParameterError(
+                    f"{key} belongs to the data stages, which {self.name} does not run: set it in params.yaml, then `dvc repro`"
+                )
+        importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given))
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        try:
+            current = params.flatten(params.load())
+        except InputError:
+            current = {}
+        for section in self.sections:
+            rows = []
+            for key, kind, text in params.keys():
+                if key.startswith(f"{section}."):
+                    now = f"  [{current[key]}]" if key in current else ""
+                    rows.append((f"--{key} {kind.upper() if '|' not in kind else kind}", text + now))
+            with formatter.section(f"{section} (params.yaml)"):
+                formatter.write_dl(rows, col_max=40)
+        with formatter.section("also"):
+            formatter.write_dl([("--help", "show this text"), ("--SECTION.KEY VALUE", "any other key of params.yaml")])
+
+
+def _option(key: str, kind: str, text: str) -> click.Option:
+    return click.Option([f"--{key}", key.replace(".", "__")], type=_Text() if kind == "text" else _Yaml(), help=text)
+
+
+class _Text(click.ParamType):
+    name = "text"
+
+    def convert(self, value: str, param: Any, ctx: Any) -> Any:
+        return None if value == "null" else value
+
+
+class _Yaml(click.ParamType):
+    name = "yaml"
+
+    def convert(self, value: str, param: Any, ctx: Any) -> Any:
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            self.fail(f"{value!r} is no valid YAML value", param, ctx)
+
+
+def _doc_and_sections(verb: str) -> tuple[str, tuple[str, ...]]:
+    # Read without importing: the modules pull in torch and MLflow.
+    file = Path(commands.__path__[0]) / f"{verb}.py"
+    tree = ast.parse(file.read_text())
+    sections = next(
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "SECTIONS"
+    )
+    return ast.get_docstring(tree) or "", ast.literal_eval(sections)
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="`dvc repro` runs download, split and preprocess; `mlflow run . -e VERB` runs the others as tracked runs.",
+)
+@click.version_option(__version__)
+def cli() -> None:
+    """Classify breast ultrasound images, and trust the number."""
+
+
+cli.help = f"{cli.help}\n\n{NOTICE}"
+
+
+def main() -> None:
+    """Run the command line; an `InputError` becomes one sentence on stderr and its exit code."""
+    try:
+        cli.main(prog_name="ultrasound")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

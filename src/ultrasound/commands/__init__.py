@@ -1,0 +1,11 @@
+"""One module a verb: read parameters, call the library, save. This file names the run-time paths they share."""
+
+from pathlib import Path
+
+DATA = Path("data")  # the published release, pinned by data.dvc
+BUILD = Path("build")  # everything that a stage makes
+CATALOG = BUILD / "catalog.csv"
+SPLITS = BUILD / "splits.csv"
+PREPARED = BUILD / "prepared"
+
+STAGES = {"data", "download", "split", "preprocess"}  # sections of params.yaml that DVC's stages read

@@ -1,0 +1,31 @@
+"""Score a run's model on the locked test set: metrics, JSON, confusion matrix, predictions.
+
+Run as `mlflow run . -e evaluate --env-manager local`, or alone: `python -m ultrasound evaluate`. Look at the test
+set rarely: every choice that is made by its score makes the score less true.
+"""
+
+from ultrasound.commands import CATALOG, PREPARED
+from ultrasound.images import catalog, prepared
+from ultrasound.params import Params, flatten
+from ultrasound.tracking import models, provenance, runs
+
+SECTIONS = ("evaluate",)
+
+
+def run(params: Params) -> None:
+    """Evaluate under a run of its own; print the table of metrics."""
+    provenance.require_current(params)
+    data = prepared.read(PREPARED)
+    tags = provenance.tags(data, params.train.seed)
+    found = runs.find(params.evaluate.run, {"data_digest": data.data_digest})
+    model_uri = found.data.tags[runs.MODEL_TAG]
+    with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):
+        evaluation = models.evaluate(model_uri, data, catalog.read(CATALOG))
+    print(f"locked test set, {evaluation.confusion.sum()} images; {found.info.run_name} ({found.info.run_id}), {model_uri}")
+    width = max(map(len, evaluation.metrics))
+    for name, value in evaluation.metrics.items():
+        print(f"  {name:<{width}} {value:.3f}")
+    print("confusion matrix (true class in rows)")
+    print(" " * 14 + "".join(f"{label:>11}" for label in evaluation.labels))
+    for label, row in zip(evaluation.labels, evaluation.confusion, strict=True):
+        print(f"  {label:<12}" + "".join(f"{count:>11}" for count in row))

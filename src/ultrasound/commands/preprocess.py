@@ -1,0 +1,20 @@
+"""Decode, grey and resize every image once: build/prepared/ with images.npy, masks.npy, samples.csv, preparation.json.
+
+Run by `dvc repro`, or alone: `python -m ultrasound preprocess`. Training reads these arrays and nothing else.
+"""
+
+from ultrasound.commands import CATALOG, PREPARED, SPLITS
+from ultrasound.images import catalog, prepared, splitting
+from ultrasound.images.preparation import Preparation
+from ultrasound.params import Params
+
+SECTIONS = ("preprocess",)
+
+
+def run(params: Params) -> None:
+    """Read catalogue and split, write the prepared arrays."""
+    table, splits = catalog.read(CATALOG), splitting.read(SPLITS)
+    made = prepared.write(table, splits, Preparation(params.preprocess.size), PREPARED)
+    size = made.preparation.size
+    print(f"{len(made.samples)} images of {size}x{size} pixels in {PREPARED}/; data {made.data_digest}, "
+          f"split {made.split_digest}")  # fmt: skip

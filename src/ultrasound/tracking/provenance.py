@@ -1,0 +1,60 @@
+"""Where a number comes from: data, split, code and parameters, as tags of a run or a model version."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from ultrasound import __version__
+from ultrasound.errors import InputError
+from ultrasound.images.prepared import Prepared
+from ultrasound.params import Params, flatten
+
+DVC_LOCK = Path("dvc.lock")
+
+
+def tags(prepared: Prepared, seed: int) -> dict[str, str]:
+    """The tags that every run and version carries."""
+    return {
+        "data_digest": prepared.data_digest,
+        "split_digest": prepared.split_digest,
+        "dvc_lock": hashlib.sha256(DVC_LOCK.read_bytes()).hexdigest()[:16] if DVC_LOCK.is_file() else "none",
+        "git_commit": git_commit(),
+        "seed": str(seed),
+        "ultrasound_version": __version__,
+    }
+
+
+def git_commit() -> str:
+    """The commit of the working folder, with `+changes` where files differ from it; `none` outside of git."""
+    try:
+        commit = _git("rev-parse", "HEAD").strip()
+        return commit + ("+changes" if _git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+
+
+def require_current(params: Params) -> None:
+    """Check that build/ was made with the data parameters that params.yaml holds now, by what dvc.lock recorded.
+
+    Raises:
+        InputError: a parameter of a data stage has changed since `dvc repro`.
+    """
+    if not DVC_LOCK.is_file():
+        return  # the stages were run by hand
+    now = flatten(params)
+    for stage in yaml.safe_load(DVC_LOCK.read_text()).get("stages", {}).values():
+        for section, values in stage.get("params", {}).get("params.yaml", {}).items():
+            for key, used in values.items():
+                if now.get(f"{section}.{key}") != used:
+                    raise InputError(
+                        f"{section}.{key} is {now.get(f'{section}.{key}')!r}, but build/ was made with {used!r}: "
+                        "run `dvc repro`"
+                    )
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], check=True, capture_output=True, text=True).stdout
