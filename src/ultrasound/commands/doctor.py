@@ -100,13 +100,9 @@ def _weights(params: Params) -> tuple[bool, str]:
 
 
 def _tracking(params: Params) -> tuple[bool, str]:
-    import mlflow
+    from ultrasound.tracking import runs
 
-    try:
-        mlflow.search_experiments(max_results=1)
-    except Exception as error:  # a store's driver raises its own
-        return False, f"{mlflow.get_tracking_uri()}: {type(error).__name__}"
-    return True, mlflow.get_tracking_uri()
+    return runs.check_store()
 
 
 def _disk(params: Params) -> tuple[bool, str]:

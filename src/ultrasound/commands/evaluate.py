@@ -21,7 +21,7 @@ def run(params: Params) -> None:
     model_uri = found.data.tags[runs.MODEL_TAG]
     with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):
         evaluation = models.evaluate(model_uri, data, catalog.read(CATALOG))
-    print(f"locked test set, {evaluation.confusion.sum()} images; {found.info.run_name} ({found.info.run_id}), {model_uri}")
+    print(f"locked test set, {evaluation.confusion.sum()} images; run {found.info.run_name} ({found.info.run_id})")
     width = max(map(len, evaluation.metrics))
     for name, value in evaluation.metrics.items():
         print(f"  {name:<{width}} {value:.3f}")

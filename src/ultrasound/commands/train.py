@@ -26,6 +26,7 @@ def run(params: Params) -> None:
         print(f"{result.epoch:>5} {result.train['loss']:>10.3f} {result.validation['loss']:>9.3f} "
               f"{result.validation['accuracy']:>12.3f} {result.validation['macro_f1']:>12.3f}"
               f"{'  <- chosen' if result.epoch == trained.best.epoch else ''}")  # fmt: skip
-    print(f"validation fold {params.train.fold}: macro-F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f}, "
-          f"balanced accuracy {metrics['balanced_accuracy']:.3f}, AUC {metrics['macro_auc']:.3f}")  # fmt: skip
+    print(f"validation fold {params.train.fold}: macro-F1 {metrics['macro_f1']:.3f}, "
+          f"accuracy {metrics['accuracy']:.3f}, balanced accuracy {metrics['balanced_accuracy']:.3f}, "
+          f"AUC {metrics['macro_auc']:.3f}")  # fmt: skip
     print(f"run {run_id}")

@@ -15,7 +15,7 @@ from ultrasound.errors import InputError
 from ultrasound.images import prepared
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import search_space
-from ultrasound.learning.fitting import Diverged, EpochResult
+from ultrasound.learning.fitting import DivergedError, EpochResult
 from ultrasound.params import Params, flatten, override
 from ultrasound.tracking import provenance, runs, training
 
@@ -31,12 +31,14 @@ def run(params: Params) -> None:
     tags = provenance.tags(data, params.train.seed)
     study = _study(params, data)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with runs.run("tune", f"tune-{params.model.name}", flatten(params, ("data", "split", "preprocess", *SECTIONS)), tags):
+    with runs.run(
+        "tune", f"tune-{params.model.name}", flatten(params, ("data", "split", "preprocess", *SECTIONS)), tags
+    ):
         if len(study.get_trials(states=FINISHED)) < params.tune.trials:
             study.optimize(
                 lambda trial: _trial(trial, params, data, tags),
                 callbacks=[optuna.study.MaxTrialsCallback(params.tune.trials, states=FINISHED)],
-                catch=(Diverged,),
+                catch=(DivergedError,),
             )
         else:
             print(f"study {study.study_name} holds its {params.tune.trials} trials already")
@@ -73,7 +75,9 @@ def _trial(trial: optuna.Trial, params: Params, data: Prepared, tags: dict[str, 
 
     name = f"trial-{trial.number:03d}"
     pruned = None
-    with runs.child("trial", name, flatten(chosen, ("model", "augment", "train")), {**tags, "trial": str(trial.number)}):
+    with runs.child(
+        "trial", name, flatten(chosen, ("model", "augment", "train")), {**tags, "trial": str(trial.number)}
+    ):
         try:
             trained = training.train(chosen, data, name, report)
         except optuna.TrialPruned as reason:

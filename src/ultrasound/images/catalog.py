@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -33,10 +33,12 @@ class File(NamedTuple):
 
     @property
     def is_mask(self) -> bool:
+        """Whether the name ends in _mask, _mask_1, ..."""
         return _MASK.search(Path(self.path).stem) is not None
 
     @property
     def image_id(self) -> str:
+        """`benign/benign (1)` for that image and for its masks."""
         path = Path(self.path)
         return f"{path.parent.as_posix()}/{_MASK.sub('', path.stem)}"
 
@@ -73,7 +75,9 @@ def scan(folder: Path, paths: Sequence[str]) -> list[File]:
     """
     jobs = [(str(folder), path) for path in paths]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(_scan_one, jobs, chunksize=8), "verify", len(jobs), unit="file", leave=False, disable=None))
+        return list(
+            tqdm(pool.map(_scan_one, jobs, chunksize=8), "verify", len(jobs), unit="file", leave=False, disable=None)
+        )
 
 
 def table(folder: str, files: Iterable[File]) -> pd.DataFrame:
@@ -128,7 +132,7 @@ def _scan_one(job: tuple[str, str]) -> File:
     return file._replace(lesion_pixels=int(lesion(image).sum())) if file.is_mask else file
 
 
-def _row(folder: str, image_id: str, image: File, masks: list[File]) -> Iterator[object]:
+def _row(folder: str, image_id: str, image: File, masks: list[File]) -> tuple[str | int, ...]:
     label = Path(image.path).parent.as_posix()
     for mask in masks:
         name = f"{folder}/{mask.path}"
@@ -141,8 +145,10 @@ def _row(folder: str, image_id: str, image: File, masks: list[File]) -> Iterator
             raise InputError(f"{name} marks a lesion in a normal image: correct the mask or the label")
         if label != NORMAL and not mask.lesion_pixels:
             raise InputError(f"{name} marks no lesion (no pixel above 127) in a {label} image: correct or remove it")
-    yield from (image_id, label, f"{folder}/{image.path}", SEPARATOR.join(f"{folder}/{mask.path}" for mask in masks))
-    yield from (image.width, image.height, image.pixels, SEPARATOR.join(mask.pixels for mask in masks))
+    return (
+        image_id, label, f"{folder}/{image.path}", SEPARATOR.join(f"{folder}/{mask.path}" for mask in masks),
+        image.width, image.height, image.pixels, SEPARATOR.join(mask.pixels for mask in masks),
+    )  # fmt: skip
 
 
 def _natural(path: str) -> list[tuple[int, int | str]]:

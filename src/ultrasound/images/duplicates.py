@@ -42,7 +42,8 @@ def groups(count: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
     """Number the connected components of `count` images joined by `pairs`: (count,), from 0 in order of first image."""
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels
 
 
 def _signature(file: str) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:

@@ -23,7 +23,9 @@ class Batches:
     """
 
     def __init__(self, images: Pixels, targets: NDArray[np.int64], batch_size: int, device: torch.device) -> None:
-        self.images = torch.from_numpy(np.array(images)).unsqueeze(1).to(device)  # a copy: the source may be a read-only map
+        self.images = (
+            torch.from_numpy(np.array(images)).unsqueeze(1).to(device)
+        )  # a copy: the source may be a read-only map
         self.targets = torch.from_numpy(targets).to(device)
         self.batch_size = batch_size
 
@@ -32,12 +34,12 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, as (b, 1, height, width) uint8 and (b,) int64."""
-        yield from zip(self.images.split(self.batch_size), self.targets.split(self.batch_size), strict=True)
+        yield from zip(*(torch.split(part, self.batch_size) for part in (self.images, self.targets)), strict=True)
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of one epoch. The order follows from seed and epoch alone, so a resumed run repeats it."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.targets), generator=generator).to(self.targets.device)
-        for chosen in order.split(self.batch_size):
+        for chosen in torch.split(order, self.batch_size):
             if len(chosen) > 1:
                 yield self.images[chosen], self.targets[chosen]

@@ -16,9 +16,7 @@ TEST, DEVELOPMENT, EXCLUDED = "test", "development", "excluded"
 COLUMNS = ["image_id", "label", "group", "split", "fold", "reason"]
 
 
-def split(
-    catalog: pd.DataFrame, groups: NDArray[np.int64], test_share: float, folds: int, seed: int
-) -> pd.DataFrame:
+def split(catalog: pd.DataFrame, groups: NDArray[np.int64], test_share: float, folds: int, seed: int) -> pd.DataFrame:
     """Assign every image to the test set, a development fold, or to the excluded ones.
 
     No group is divided. Groups whose images carry different labels are excluded: one of the labels must be wrong.
@@ -36,9 +34,10 @@ def split(
         InputError: a class has too few groups for a test set and the folds.
     """
     table = pd.DataFrame({"image_id": catalog["image_id"], "label": catalog["label"], "group": groups})
-    labels = table.groupby("group")["label"].agg(lambda found: sorted(set(found)))
-    conflicts = labels[labels.str.len() > 1]
-    clean = labels[labels.str.len() == 1].str[0]
+    labels = table.groupby("group")["label"]
+    is_clean = labels.nunique() == 1
+    clean = labels.first()[is_clean]
+    conflicts = labels.agg(lambda found: " and ".join(sorted(set(found))))[~is_clean]
     few = clean.value_counts()
     if len(clean) == 0 or few.min() < folds + 2:
         raise InputError(
@@ -57,9 +56,11 @@ def split(
         kfold.split(development, table.loc[development, "label"], table.loc[development, "group"])
     ):
         table.loc[development[held_out], "fold"] = fold
-    table["reason"] = table["group"].map(
-        {group: f"conflict: near-duplicates are labelled {' and '.join(names)}" for group, names in conflicts.items()}
-    ).fillna("")
+    table["reason"] = (
+        table["group"]
+        .map({group: f"conflict: near-duplicates are labelled {names}" for group, names in conflicts.items()})
+        .fillna("")
+    )
     return table[COLUMNS]
 
 

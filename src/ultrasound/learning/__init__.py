@@ -1,0 +1,1 @@
+"""Learning: backbones, the training loop, the classifier that comes of it."""

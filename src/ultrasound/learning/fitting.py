@@ -27,7 +27,7 @@ Score = Callable[[NDArray[np.int64], NDArray[np.float64]], Mapping[str, float]]
 PLATEAU_FACTOR = 0.3
 
 
-class Diverged(InputError):
+class DivergedError(InputError):
     """The loss is no longer finite."""
 
 
@@ -90,7 +90,7 @@ def fit(
         on_step: called after every step, for a progress bar.
 
     Raises:
-        Diverged: the loss is no longer finite.
+        DivergedError: the loss is no longer finite.
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     # Convolutions on a CPU and on tensor cores are faster where the channels lie together.
@@ -108,7 +108,7 @@ def fit(
             output = model(augmentation(images.float() / 255))
             loss = loss_of(output, target)
             if not torch.isfinite(loss):
-                raise Diverged(
+                raise DivergedError(
                     f"the loss is {loss.item()} in epoch {epoch}, step {step}, at learning rate {rate:.2g}: "
                     "lower train.learning_rate"
                 )
@@ -122,7 +122,10 @@ def fit(
         seen = torch.cat(targets)
         train_probabilities = _probabilities(torch.cat(logits))  # waits for the device, so the clock is right
         speed = len(seen) / (time.perf_counter() - started)
-        train_metrics = {"loss": float(torch.stack(losses).sum()) / len(seen), **score(_numpy(seen), train_probabilities)}
+        train_metrics = {
+            "loss": float(torch.stack(losses).sum()) / len(seen),
+            **score(_numpy(seen), train_probabilities),
+        }
         probabilities, validation_loss = _evaluate(model, validation, loss_of)
         metrics = {"loss": validation_loss, **score(_numpy(validation.targets), probabilities)}
         is_best = metrics[monitor] > best

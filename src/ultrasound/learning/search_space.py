@@ -29,5 +29,6 @@ def check(params: Params) -> None:
 def _draw(trial: optuna.Trial, key: str, allowed: Range) -> Any:
     if allowed.choices:
         return trial.suggest_categorical(key, allowed.choices)
-    assert allowed.low is not None and allowed.high is not None  # Range has checked it
+    assert allowed.low is not None  # Range has checked both
+    assert allowed.high is not None
     return trial.suggest_float(key, allowed.low, allowed.high, log=allowed.log)

@@ -1,0 +1,1 @@
+"""Everything that MLflow keeps: runs, models, the registry, the served model."""

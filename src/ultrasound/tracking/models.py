@@ -127,7 +127,9 @@ def evaluated(model_uri: str, prepared: Prepared) -> dict[str, float] | None:
     )  # fmt: skip
     if not found:
         return None
-    return {name.removeprefix("test/"): value for name, value in found[0].data.metrics.items() if name.startswith("test/")}
+    return {
+        name.removeprefix("test/"): value for name, value in found[0].data.metrics.items() if name.startswith("test/")
+    }
 
 
 def predictions(samples: pd.DataFrame, labels: tuple[str, ...], probabilities: NDArray[np.float64]) -> pd.DataFrame:

@@ -67,7 +67,9 @@ def promote(
     elif metrics["macro_f1"] > standing[1]["macro_f1"]:
         verdict = Verdict(True, f"Champion: {new}, version {standing[0].version} had {standing[1]['macro_f1']:.3f}.")
     else:
-        verdict = Verdict(False, f"Not champion: {new}, version {standing[0].version} has {standing[1]['macro_f1']:.3f}.")
+        verdict = Verdict(
+            False, f"Not champion: {new}, version {standing[0].version} has {standing[1]['macro_f1']:.3f}."
+        )
     client = mlflow.MlflowClient()
     client.set_model_version_tag(version.name, version.version, "test_macro_f1", f"{metrics['macro_f1']:.4f}")
     client.update_model_version(version.name, version.version, description=verdict.reason)

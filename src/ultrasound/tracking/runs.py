@@ -132,7 +132,8 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
     order = f"metrics.`{SCORE}` DESC" if which == "best" else "attributes.start_time DESC"
     runs: list[Run] = mlflow.search_runs(
         filter_string=" AND ".join([*wanted, "attributes.status = 'FINISHED'"]),
-        order_by=[order, "attributes.start_time DESC"], search_all_experiments=True, max_results=1, output_format="list",
+        order_by=[order, "attributes.start_time DESC"], search_all_experiments=True, max_results=1,
+        output_format="list",
     )  # fmt: skip
     if not runs:
         raise InputError(
@@ -140,6 +141,15 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
             "run `mlflow run . -e train --env-manager local` first"
         )
     return runs[0]
+
+
+def check_store() -> tuple[bool, str]:
+    """Whether the tracking store answers, and its address."""
+    try:
+        mlflow.search_experiments(max_results=1)
+    except Exception as error:  # a store's driver raises its own
+        return False, f"{mlflow.get_tracking_uri()} does not answer ({type(error).__name__})"
+    return True, str(mlflow.get_tracking_uri())
 
 
 def _describe(run_id: str, verb: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:

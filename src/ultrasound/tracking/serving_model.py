@@ -27,7 +27,7 @@ MAX_ROWS = 16
 MAX_BYTES = 8_000_000  # of one decoded file
 
 
-class BadRequest(MlflowException):
+class BadRequest(MlflowException):  # type: ignore[misc]
     """HTTP 400. MLflow's server would put the request's content in front of the message; this one keeps its own."""
 
     def __init__(self, message: str) -> None:

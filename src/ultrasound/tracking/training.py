@@ -55,19 +55,19 @@ def train(
     labels = params.data.classes
     if params.preprocess.size != prepared.preparation.size:
         raise InputError(
-            f"preprocess.size is {params.preprocess.size}, but build/prepared holds {prepared.preparation.size} pixels: "
-            "run `dvc repro`"
+            f"preprocess.size is {params.preprocess.size}, but build/prepared holds {prepared.preparation.size} "
+            "pixels: run `dvc repro`"
         )
     if set(labels) != (found := set(prepared.samples["label"])):
         raise InputError(f"data.classes says {', '.join(labels)}, but build/prepared holds {', '.join(sorted(found))}")
     device = fitting.accelerator(params.train)
     settings = params.model
-    architecture = {
+    architecture: dict[str, str | int | float] = {
         "name": settings.name, "classes": len(labels), "head_width": settings.head_width, "dropout": settings.dropout,
     }  # fmt: skip
-    network = backbone.create(
-        settings.name, settings.weights, len(labels), settings.head_width, settings.dropout
-    ).to(device.device)
+    network = backbone.create(settings.name, settings.weights, len(labels), settings.head_width, settings.dropout).to(
+        device.device
+    )
     targets = prepared.samples["label"].map(labels.index).to_numpy(dtype=np.int64)
     rows = {
         "training": prepared.rows(splitting.DEVELOPMENT, params.train.fold, without=True),
@@ -76,7 +76,8 @@ def train(
     for context, chosen in rows.items():
         runs.log_dataset(prepared, chosen, params.data.source, context)
     training, validation = (
-        Batches(prepared.images[chosen], targets[chosen], params.train.batch_size, device.device) for chosen in rows.values()
+        Batches(prepared.images[chosen], targets[chosen], params.train.batch_size, device.device)
+        for chosen in rows.values()
     )
     history: list[EpochResult] = []
     with tqdm(total=params.train.epochs * len(training), desc=title, unit="step", disable=None) as bar:

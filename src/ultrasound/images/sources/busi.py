@@ -36,8 +36,8 @@ def fetch(data: Data, download: Download, data_folder: Path, build_folder: Path)
         InputError: no place has the release, or a file of it is missing, unknown, damaged or changed.
     """
     if set(data.classes) != CLASSES:
-        raise ParameterError(f"data.classes={list(data.classes)} is not possible: BUSI has {', '.join(sorted(CLASSES))}")
-    expected = pd.read_csv(MANIFEST).set_index("path")["rgb_sha256"].to_dict()
+        raise ParameterError(f"data.classes={list(data.classes)} is not possible: BUSI has {sorted(CLASSES)}")
+    expected = dict(pd.read_csv(MANIFEST)[["path", "rgb_sha256"]].itertuples(index=False, name=None))
     home = data_folder / FOLDER
     if home.is_dir() and any(home.iterdir()):
         paths = [file.relative_to(home).as_posix() for file in home.rglob("*") if file.is_file()]
@@ -80,8 +80,8 @@ def _from_archive(file: Path, folder: Path, expected: dict[str, str]) -> list[ca
         zipped = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError) as error:
         raise InputError(
-            f"{file} is not a whole ZIP archive ({error}): {file.stat().st_size} bytes, SHA-256 {archive.sha256(file)}; "
-            "download it again"
+            f"{file} is not a whole ZIP archive ({error}): {file.stat().st_size} bytes, SHA-256 "
+            f"{archive.sha256(file)}; download it again"
         ) from None
     with zipped:
         members = archive.members(zipped, str(file))

@@ -5,7 +5,7 @@ They let the demonstration and the tests run offline; a score on them says nothi
 * anatomy: skin, fat with septa, fibroglandular tissue, pectoral muscle, chest wall, bent by one displacement field;
 * lesions after the sonographic features of Stavros et al., "Solid breast nodules", Radiology 196:123-134 (1995):
   oval, circumscribed and wider than tall, against spiculated or microlobulated, taller than wide, shadowing, with an
-  echogenic halo or calcifications. One feature in ten contradicts its class, as in patients;
+  echogenic halo or calcifications. Some features contradict the class, as in patients;
 * attenuation as a sum along the vertical beam, from which posterior enhancement and shadow and the edge shadows of a
   capsule all follow, and an imperfect time gain compensation;
 * fully developed speckle: complex Gaussian scatterers seen through a point spread function that widens with depth,
@@ -28,6 +28,9 @@ from scipy import fft, ndimage, special
 from tqdm import tqdm
 
 from ultrasound.errors import InputError
+from ultrasound.images import catalog
+from ultrasound.images.sources import Release
+from ultrasound.params import Data, Download
 
 CLASSES = ("benign", "malignant", "normal")
 REPEAT = 10  # as happens in BUSI, a scan of each class returns: here each tenth shows the ninth again
@@ -41,19 +44,30 @@ Curve = NDArray[np.float64]
 # Sonographic features: the range of the benign, the range of the malignant. Lengths are in pixels, levels in decibels;
 # a negative level or number means that the feature is absent.
 FEATURES = {
-    "height": ((0.45, 0.75), (0.8, 1.5)),  # divided by the width, before the tilt
+    "height": ((0.45, 0.8), (0.75, 1.5)),  # divided by the width, before the tilt
     "tilt": ((-0.25, 0.25), (-0.6, 0.6)),  # radians
-    "lobulation": ((0.01, 0.04), (0.08, 0.15)),  # deviation of the radius, as a fraction
+    "lobulation": ((0.005, 0.035), (0.08, 0.17)),  # deviation of the radius, as a fraction
     "spicules": ((-9, 0), (-4, 18)),  # number
     "softness": ((0.5, 2.5), (2, 6)),  # of the margin
-    "echo": ((-30, -13), (-27, -15)),
+    "echo": ((-32, -16), (-29, -17)),
     "mottle": ((0.5, 2.5), (1.5, 4.5)),  # heterogeneity inside
-    "loss": ((-17, -5), (7, 24)),  # along the beam through the whole lesion
+    "loss": ((-20, -1), (3, 28)),  # along the beam through the whole lesion
     "capsule": ((-8, 10), (-8, 0)),
-    "halo": ((-8, 0), (-6, 9)),
+    "halo": ((-8, 0), (-6, 10)),
     "calcifications": ((-9, 0), (-16, 13)),  # number
 }
-CONTRARY = 0.1  # probability that a lesion takes a feature from the other class's range
+CONTRARY = 0.05  # probability that a lesion takes a feature from the other class's range
+
+
+def fetch(data: Data, download: Download, data_folder: Path, build_folder: Path) -> Release:
+    """Make `data.count` phantoms in `build_folder`/phantoms.
+
+    Raises:
+        InputError: a class is not benign, malignant or normal.
+    """
+    folder = build_folder / "phantoms"
+    write(folder, data.classes, data.count, data.seed)
+    return Release(folder, catalog.scan(folder, catalog.list_files(folder, data.classes)))
 
 
 def phantom(label: str, index: int, seed: int) -> tuple[Image.Image, Image.Image]:
@@ -93,7 +107,7 @@ def write(folder: Path, classes: Sequence[str], count: int, seed: int) -> None:
             (fresh / label).mkdir(parents=True)
             jobs += [(fresh, label, rank + 1, seed) for rank in range(len(range(position, count, len(classes))))]
         with ProcessPoolExecutor(os.cpu_count()) as pool:
-            list(tqdm(pool.map(_save, jobs, chunksize=4), "phantoms", len(jobs)))
+            list(tqdm(pool.map(_save, jobs, chunksize=4), "phantoms", len(jobs), disable=None))
         if folder.exists():
             folder.rename(Path(scratch, "replaced"))
         fresh.rename(folder)
@@ -195,8 +209,9 @@ def _margin(shape: Shape, feature: dict[str, float], rng: Generator) -> Curve:
     order = np.arange(2, 13)[:, None]
     lobes = np.sum(np.cos(order * ANGLES + rng.uniform(0, 2 * np.pi, order.shape)) / order, 0)
     radius = 1 + feature["lobulation"] * lobes / lobes.std()
-    radius /= np.hypot(np.sin(ANGLES - feature["tilt"]) / feature["height"], np.cos(ANGLES - feature["tilt"]))
-    area = shape[0] * shape[1] * np.exp(rng.uniform(np.log(0.055), np.log(0.18)))
+    along, across = np.cos(ANGLES - feature["tilt"]), np.sin(ANGLES - feature["tilt"])
+    radius /= np.hypot(along, across / feature["height"])
+    area = shape[0] * shape[1] * np.exp(rng.uniform(np.log(0.06), np.log(0.19)))
     radius *= np.sqrt(area / (np.pi * np.mean(radius**2)))
     high, wide = np.ptp(radius * np.sin(ANGLES)), np.ptp(radius * np.cos(ANGLES))
     return np.asarray(radius * min(1, 0.65 * shape[0] / high, 0.8 * shape[1] / wide))

