@@ -7,6 +7,7 @@ set rarely: every choice that is made by its score makes the score less true.
 from ultrasound.commands import CATALOG, PREPARED
 from ultrasound.images import catalog, prepared
 from ultrasound.params import Params, flatten
+from ultrasound.scoring import metrics as scoring
 from ultrasound.tracking import models, provenance, runs
 
 SECTIONS = ("evaluate",)
@@ -22,9 +23,7 @@ def run(params: Params) -> None:
     with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):
         evaluation = models.evaluate(model_uri, data, catalog.read(CATALOG))
     print(f"locked test set, {evaluation.confusion.sum()} images; run {found.info.run_name} ({found.info.run_id})")
-    width = max(map(len, evaluation.metrics))
-    for name, value in evaluation.metrics.items():
-        print(f"  {name:<{width}} {value:.3f}")
+    print(scoring.as_text(evaluation.metrics))
     print("confusion matrix (true class in rows)")
     print(" " * 14 + "".join(f"{label:>11}" for label in evaluation.labels))
     for label, row in zip(evaluation.labels, evaluation.confusion, strict=True):

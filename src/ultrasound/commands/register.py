@@ -7,6 +7,7 @@ evaluated on the locked test set first, and so is a champion that was not yet ev
 from ultrasound.commands import CATALOG, PREPARED
 from ultrasound.images import catalog, prepared
 from ultrasound.params import Params, flatten
+from ultrasound.scoring import metrics as scoring
 from ultrasound.tracking import models, provenance, registry, runs
 
 SECTIONS = ("register",)
@@ -35,6 +36,7 @@ def run(params: Params) -> None:
         version = registry.version_of(found, name, tags)
         verdict = registry.promote(version, metrics, standing)
         runs.tag(registered_version=f"{name}/{version.version}", verdict=verdict.reason)
+    print(f"locked test set:\n{scoring.as_text(metrics)}")
     print(f"{name} version {version.version} from {found.info.run_name} ({found.info.run_id})")
     print(verdict.reason)
     if verdict.promoted:

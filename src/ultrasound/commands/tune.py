@@ -5,6 +5,8 @@ compared by macro-F1 on the validation fold `train.fold`; `tune.space` in params
 command again continues the study `tune.study`.
 """
 
+import warnings
+
 import matplotlib.figure
 import optuna
 import yaml
@@ -29,8 +31,8 @@ def run(params: Params) -> None:
     search_space.check(params)
     data = prepared.read(PREPARED)
     tags = provenance.tags(data, params.train.seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the table at the end says the same
     study = _study(params, data)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with runs.run(
         "tune", f"tune-{params.model.name}", flatten(params, ("data", "split", "preprocess", *SECTIONS)), tags
     ):
@@ -105,6 +107,8 @@ def _log_study(study: optuna.Study) -> None:
         sections.setdefault(section, {})[name] = value
     runs.log_text(yaml.safe_dump(sections, sort_keys=False), "best_params.yaml")
     runs.log_table(study.trials_dataframe(), "trials")
-    history = optuna.visualization.matplotlib.plot_optimization_history(study).figure
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        history = optuna.visualization.matplotlib.plot_optimization_history(study).figure
     assert isinstance(history, matplotlib.figure.Figure)
     runs.log_figure(history, "optimization_history")

@@ -6,7 +6,7 @@ classes without weights (Hand and Till, Machine Learning 45, 2001, discuss the a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,20 @@ def epoch_score(targets: Targets, probabilities: Probabilities) -> dict[str, flo
 def confusion(targets: Targets, probabilities: Probabilities) -> NDArray[np.int64]:
     """Confusion matrix: (classes, classes) counts, true classes in rows."""
     return np.asarray(sk.confusion_matrix(targets, probabilities.argmax(1), labels=range(probabilities.shape[1])))
+
+
+def as_text(values: Mapping[str, float]) -> str:
+    """The metrics as lines to print: those of the whole first, then a table of the single classes."""
+    whole = [name for name in values if name in METRICS]
+    lines = [f"  {name:<18} {values[name]:.3f}" for name in whole]
+    lines.append(" " * 13 + "".join(f"{name:>10}" for name in CLASS_METRICS))
+    labels = dict.fromkeys(name.partition("_")[2] for name in values if name.partition("_")[0] in CLASS_METRICS)
+    for label in labels:
+        lines.append(
+            f"  {label:<11}"
+            + "".join(f"{values.get(f'{name}_{label}', float('nan')):>10.3f}" for name in CLASS_METRICS)
+        )
+    return "\n".join(lines)
 
 
 def _auc(is_class: NDArray[np.bool_], probability: Probabilities) -> float:

@@ -76,7 +76,7 @@ def log(model: Classifier) -> str:
 
 def load(model_uri: str) -> Classifier:
     """Load the classifier inside a logged or registered model."""
-    return classifier.load(Path(mlflow.artifacts.download_artifacts(f"{model_uri}/artifacts/classifier")))
+    return classifier.load(Path(mlflow.artifacts.download_artifacts(model_uri), "artifacts", "classifier"))
 
 
 def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame) -> Evaluation:
