@@ -7,6 +7,7 @@ Copies the project's tracked files into build/demo, makes the parameters small, 
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import os
 import shutil
@@ -45,7 +46,7 @@ def main() -> None:
     _run("fine-tune", *_mlflow_run("train"))
     _run("search", *_mlflow_run("tune"), *TUNING)
     _run("test, register", *_mlflow_run("register"))
-    image = next(iter(sorted((DEMO / "build/phantoms/malignant").glob("malignant (1).png"))))
+    image = _test_image("malignant")
     answer = _serve_and_ask(image)
     print(f"\n=== the server's answer for {image.relative_to(DEMO)} ===\n{json.dumps(answer, indent=2)}")
     print(
@@ -88,6 +89,12 @@ def _run(title: str, *command: str) -> None:
     result = subprocess.run(command, cwd=DEMO, env=_environment(), check=False)
     if result.returncode:
         sys.exit(f"demo: `{' '.join(command)}` ended with exit code {result.returncode}, see above")
+
+
+def _test_image(label: str) -> Path:
+    with (DEMO / "build/splits.csv").open() as table:
+        row = next(row for row in csv.DictReader(table) if row["label"] == label and row["split"] == "test")
+    return DEMO / "build/phantoms" / f"{row['image_id']}.png"
 
 
 def _serve_and_ask(image: Path) -> Any:

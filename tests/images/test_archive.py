@@ -18,7 +18,10 @@ PIN = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
+        self.close_connection = True
         mirror = self.server
         wanted = self.headers.get("Range")
         mirror.asked.append(wanted)
@@ -29,12 +32,19 @@ class Answer(BaseHTTPRequestHandler):
             self.send_error(mirror.status)
             return
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted and mirror.ranges else 0
+        if start >= len(mirror.content):
+            self.send_error(416)
+            return
         body = mirror.content[start:]
         self.send_response(206 if start else 200)
         if mirror.compresses and "gzip" in self.headers.get("Accept-Encoding", ""):
             body = gzip.compress(body)
             self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Length", str(len(body)))
+        if mirror.unended:  # one chunk, and not the empty one that ends the answer
+            self.send_header("Transfer-Encoding", "chunked")
+            body = f"{len(body):x}\r\n".encode() + body + b"\r\n"
+        else:
+            self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: mirror.cuts.pop(0)] if mirror.cuts else body)
         if mirror.stalls:
@@ -45,10 +55,12 @@ class Answer(BaseHTTPRequestHandler):
 
 
 class Mirror(ThreadingHTTPServer):
-    def __init__(self, cuts=(), ranges=True, status=200, silent=False, stalls=False, compresses=False):
+    def __init__(self, cuts=(), ranges=True, status=200, **habits):
         super().__init__(("127.0.0.1", 0), Answer)
         self.content, self.cuts, self.ranges, self.status = CONTENT, list(cuts), ranges, status
-        self.silent, self.stalls, self.compresses = silent, stalls, compresses
+        self.silent, self.stalls, self.compresses, self.unended = (
+            habits.get(habit, False) for habit in ("silent", "stalls", "compresses", "unended")
+        )
         self.asked, self.closing = [], threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/Dataset_BUSI.zip"
 
@@ -104,6 +116,13 @@ def test_a_server_without_ranges_starts_again_cleanly(serve, file):
     archive.download(mirror.url, file, 5)
     assert file.read_bytes() == CONTENT
     assert len(mirror.asked) == 2
+
+
+def test_a_download_that_breaks_after_its_last_byte_is_complete(serve, file):
+    mirror = serve(unended=True)
+    archive.download(mirror.url, file, 5)
+    assert file.read_bytes() == CONTENT
+    assert mirror.asked == [None, f"bytes={len(CONTENT)}-"]
 
 
 def test_a_download_that_breaks_every_time_is_given_up_and_leaves_nothing(serve, file, monkeypatch):
@@ -169,8 +188,10 @@ def test_other_content_than_the_pinned_is_refused_with_both_hashes(serve, file):
 
 
 def test_a_server_that_compresses_on_the_way_does_not_change_the_content(serve, file):
-    archive.download(serve(compresses=True).url, file, 5)
+    mirror = serve(compresses=True)
+    archive.download(mirror.url, file, 5)
     assert file.read_bytes() == CONTENT
+    assert mirror.asked == [None]
 
 
 def test_a_server_that_sends_without_end_is_stopped(serve, file, monkeypatch):

@@ -60,11 +60,11 @@ def manifest(published, tmp_path_factory):
 
 
 @pytest.fixture
-def project(tmp_path, manifest, monkeypatch):
+def clone(tmp_path, manifest, monkeypatch):
     monkeypatch.setattr(busi, "MANIFEST", manifest)
     monkeypatch.delenv("BUSI_ARCHIVE", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    folder = tmp_path / "project"
+    folder = tmp_path / "clone"
     folder.mkdir()
     return folder
 
@@ -90,6 +90,10 @@ def web(tmp_path):
     folder.mkdir()
 
     class Quiet(SimpleHTTPRequestHandler):
+        def do_GET(self):
+            assert "Range" not in self.headers  # what another mirror sent is no beginning of this one's
+            super().do_GET()
+
         def log_message(self, *args):
             pass
 
@@ -120,229 +124,229 @@ def change_one_pixel(folder, path=CHANGED):
     changed.save(folder / path)
 
 
-def fetch(project, *mirrors, classes=CLASSES):
+def fetch(clone, *mirrors, classes=CLASSES):
     data = Data(source="busi", classes=classes, path=None, count=1, seed=0)
     download = Download(mirrors=mirrors, timeout=0.5)
-    return busi.fetch(data, download, project / "data", project / "build")
+    return busi.fetch(data, download, clone / "data", clone / "build")
 
 
-def assert_complete(project, published, release):
-    home = project / "data" / "Dataset_BUSI_with_GT"
+def assert_complete(clone, published, release):
+    home = clone / "data" / "Dataset_BUSI_with_GT"
     assert release.folder == home
     assert files_in(home) == files_in(published)
     assert {file.path: file.pixels for file in release.files} == {
         path: pixels_of(published / path) for path in files_in(published)
     }
-    assert os.listdir(project) == ["data"]  # noqa: PTH208
-    assert [folder.name for folder in (project / "data").iterdir()] == ["Dataset_BUSI_with_GT"]
+    assert os.listdir(clone) == ["data"]  # noqa: PTH208
+    assert [folder.name for folder in (clone / "data").iterdir()] == ["Dataset_BUSI_with_GT"]
 
 
-def assert_untouched(project):
-    assert list(project.iterdir()) == []
+def assert_untouched(clone):
+    assert list(clone.iterdir()) == []
 
 
 @pytest.mark.parametrize("top", ["Dataset_BUSI_with_GT/", "Breast Cancer/Images/", ""])
-def test_the_archive_that_busi_archive_names_is_used_whatever_its_top_folder(project, published, offer, top):
+def test_the_archive_that_busi_archive_names_is_used_whatever_its_top_folder(clone, published, offer, top):
     offer(published, top)
-    assert_complete(project, published, fetch(project))
+    assert_complete(clone, published, fetch(clone))
 
 
-def test_the_files_come_in_the_order_of_the_manifest(project, published, manifest, offer):
+def test_the_files_come_in_the_order_of_the_manifest(clone, published, manifest, offer):
     offer(published)
-    assert [file.path for file in fetch(project).files] == pd.read_csv(manifest)["path"].tolist()
+    assert [file.path for file in fetch(clone).files] == pd.read_csv(manifest)["path"].tolist()
 
 
-def test_empty_data_folders_are_filled(project, published, offer):
-    (project / "data" / "Dataset_BUSI_with_GT").mkdir(parents=True)
+def test_empty_data_folders_are_filled(clone, published, offer):
+    (clone / "data" / "Dataset_BUSI_with_GT").mkdir(parents=True)
     offer(published)
-    assert_complete(project, published, fetch(project))
+    assert_complete(clone, published, fetch(clone))
 
 
-def test_the_fetched_folder_is_open_to_other_users(project, published, offer):
+def test_the_fetched_folder_is_open_to_other_users(clone, published, offer):
     offer(published)
-    home = fetch(project).folder
-    (project / "fresh").mkdir()
-    assert home.stat().st_mode == (project / "fresh").stat().st_mode
-    assert (home / "benign").stat().st_mode == (project / "fresh").stat().st_mode
+    home = fetch(clone).folder
+    (clone / "fresh").mkdir()
+    assert home.stat().st_mode == (clone / "fresh").stat().st_mode
+    assert (home / "benign").stat().st_mode == (clone / "fresh").stat().st_mode
 
 
-def test_the_first_mirror_that_has_it_is_used(project, published, web):
+def test_the_first_mirror_that_has_it_is_used(clone, published, web):
     folder, address = web
     (folder / "page.zip").write_text("<html>please log in</html>")
     pack(published, folder / "Dataset_BUSI.zip")
-    release = fetch(project, f"{address}/gone.zip", f"{address}/page.zip", f"{address}/Dataset_BUSI.zip")
-    assert_complete(project, published, release)
+    release = fetch(clone, f"{address}/gone.zip", f"{address}/page.zip", f"{address}/Dataset_BUSI.zip")
+    assert_complete(clone, published, release)
 
 
-def test_a_mirror_with_a_changed_file_is_passed_over(project, published, copy, web):
+def test_a_mirror_with_a_changed_file_is_passed_over(clone, published, copy, web):
     folder, address = web
     change_one_pixel(copy)
     pack(copy, folder / "changed.zip")
     pack(published, folder / "Dataset_BUSI.zip")
-    assert_complete(project, published, fetch(project, f"{address}/changed.zip", f"{address}/Dataset_BUSI.zip"))
+    assert_complete(clone, published, fetch(clone, f"{address}/changed.zip", f"{address}/Dataset_BUSI.zip"))
 
 
-def test_a_pinned_mirror_must_send_the_pinned_archive(project, published, web):
+def test_a_pinned_mirror_must_send_the_pinned_archive(clone, published, web):
     folder, address = web
     pin = hashlib.sha256(pack(published, folder / "a.zip").read_bytes()).hexdigest()
     with pytest.raises(InputError, match=f"expected SHA-256 {pin[::-1]}, found {pin}"):
-        fetch(project, f"{address}/a.zip#sha256={pin[::-1]}")
-    assert_untouched(project)
-    assert_complete(project, published, fetch(project, f"{address}/a.zip#sha256={pin}"))
+        fetch(clone, f"{address}/a.zip#sha256={pin[::-1]}")
+    assert_untouched(clone)
+    assert_complete(clone, published, fetch(clone, f"{address}/a.zip#sha256={pin}"))
 
 
-def test_a_filled_data_folder_comes_first(project, published, monkeypatch):
-    shutil.copytree(published, project / "data" / "Dataset_BUSI_with_GT")
+def test_a_filled_data_folder_comes_first(clone, published, monkeypatch):
+    shutil.copytree(published, clone / "data" / "Dataset_BUSI_with_GT")
     monkeypatch.setenv("BUSI_ARCHIVE", "/nowhere/Dataset_BUSI.zip")
-    assert_complete(project, published, fetch(project))
+    assert_complete(clone, published, fetch(clone))
 
 
-def test_the_archive_comes_before_the_mirrors(project, web, monkeypatch, published):
+def test_the_archive_comes_before_the_mirrors(clone, web, monkeypatch, published):
     folder, address = web
     pack(published, folder / "Dataset_BUSI.zip")
     monkeypatch.setenv("BUSI_ARCHIVE", "/nowhere/Dataset_BUSI.zip")
     with pytest.raises(InputError, match=r"BUSI_ARCHIVE=/nowhere/Dataset_BUSI\.zip"):
-        fetch(project, f"{address}/Dataset_BUSI.zip")
-    assert_untouched(project)
+        fetch(clone, f"{address}/Dataset_BUSI.zip")
+    assert_untouched(clone)
 
 
-def test_a_copy_that_was_compressed_anew_passes(project, published, copy, offer):
+def test_a_copy_that_was_compressed_anew_passes(clone, published, copy, offer):
     for path in files_in(copy):
         with Image.open(copy / path) as image:
             image.convert("L").save(copy / path, compress_level=1)
     assert (copy / CHANGED).read_bytes() != (published / CHANGED).read_bytes()
     offer(copy)
-    assert_complete(project, published, fetch(project))
+    assert_complete(clone, published, fetch(clone))
 
 
-def test_one_changed_pixel_is_refused_by_name_with_both_hashes(project, published, copy, offer):
+def test_one_changed_pixel_is_refused_by_name_with_both_hashes(clone, published, copy, offer):
     change_one_pixel(copy)
     file = offer(copy)
     with pytest.raises(InputError) as error:
-        fetch(project)
+        fetch(clone)
     for part in (str(file), CHANGED, pixels_of(published / CHANGED), pixels_of(copy / CHANGED)):
         assert part in str(error.value)
-    assert_untouched(project)
+    assert_untouched(clone)
 
 
-def test_a_changed_mask_is_refused_by_name(project, copy, offer):
+def test_a_changed_mask_is_refused_by_name(clone, copy, offer):
     path = "benign/benign (2)_mask.png"
     with Image.open(copy / path) as image:
         Image.new("1", image.size).save(copy / path)
     offer(copy)
     with pytest.raises(InputError, match=re.escape(path)):
-        fetch(project)
-    assert_untouched(project)
+        fetch(clone)
+    assert_untouched(clone)
 
 
-def test_one_changed_pixel_in_the_data_folder_is_refused_and_nothing_is_deleted(project, copy):
+def test_one_changed_pixel_in_the_data_folder_is_refused_and_nothing_is_deleted(clone, copy):
     change_one_pixel(copy)
-    home = project / "data" / "Dataset_BUSI_with_GT"
+    home = clone / "data" / "Dataset_BUSI_with_GT"
     shutil.copytree(copy, home)
     with pytest.raises(InputError) as error:
-        fetch(project)
+        fetch(clone)
     assert CHANGED in str(error.value)
     assert pixels_of(copy / CHANGED) in str(error.value)
     assert files_in(home) == files_in(copy)
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.99])
-def test_a_truncated_archive_is_named_with_its_hash(project, published, offer, keep):
+def test_a_truncated_archive_is_named_with_its_hash(clone, published, offer, keep):
     file = offer(published)
     whole = file.read_bytes()
     file.write_bytes(whole[: int(len(whole) * keep)])
     with pytest.raises(InputError) as error:
-        fetch(project)
+        fetch(clone)
     assert str(file) in str(error.value)
     assert hashlib.sha256(file.read_bytes()).hexdigest() in str(error.value)
-    assert_untouched(project)
+    assert_untouched(clone)
 
 
 @pytest.mark.parametrize("at", [6, 46], ids=["version", "name"])
-def test_an_archive_with_a_damaged_table_of_contents_is_named(project, published, offer, at):
+def test_an_archive_with_a_damaged_table_of_contents_is_named(clone, published, offer, at):
     file = offer(published, top="Göttingen/")  # a name in UTF-8
     content = bytearray(file.read_bytes())
     content[content.index(b"PK\x01\x02") + at] = 0xFF
     file.write_bytes(content)
     with pytest.raises(InputError) as error:
-        fetch(project)
+        fetch(clone)
     assert str(file) in str(error.value)
-    assert_untouched(project)
+    assert_untouched(clone)
 
 
-def test_a_damaged_file_in_the_archive_is_named(project, published, offer):
+def test_a_damaged_file_in_the_archive_is_named(clone, published, offer):
     file = offer(published)
     content = bytearray(file.read_bytes())
     content[content.index(CHANGED.encode()) + 5000] ^= 0xFF
     file.write_bytes(content)
     with pytest.raises(InputError) as error:
-        fetch(project)
+        fetch(clone)
     assert str(file) in str(error.value)
     assert CHANGED in str(error.value)
-    assert_untouched(project)
+    assert_untouched(clone)
 
 
-def test_a_text_file_named_png_is_refused_by_name(project, copy, offer):
+def test_a_text_file_named_png_is_refused_by_name(clone, copy, offer):
     (copy / CHANGED).write_text("no image")
     file = offer(copy)
     with pytest.raises(InputError, match="is not a PNG or JPEG image") as error:
-        fetch(project)
+        fetch(clone)
     assert f"{file}/{CHANGED}" in str(error.value)
-    assert_untouched(project)
+    assert_untouched(clone)
 
 
-def test_a_missing_file_is_named(project, copy, offer):
+def test_a_missing_file_is_named(clone, copy, offer):
     (copy / CHANGED).unlink()
     file = offer(copy)
     with pytest.raises(InputError) as error:
-        fetch(project)
+        fetch(clone)
     assert CHANGED in str(error.value)
     assert f"{file} lacks" in str(error.value)
-    assert_untouched(project)
+    assert_untouched(clone)
 
 
-def test_an_unknown_file_is_named(project, copy, offer):
+def test_an_unknown_file_is_named(clone, copy, offer):
     shutil.copy(copy / CHANGED, copy / "benign/benign (3).png")
     offer(copy)
     with pytest.raises(InputError, match=r"unknown.*benign/benign \(3\)\.png"):
-        fetch(project)
-    assert_untouched(project)
+        fetch(clone)
+    assert_untouched(clone)
 
 
-def test_missing_and_unknown_files_of_the_data_folder_are_named(project, copy):
-    home = project / "data" / "Dataset_BUSI_with_GT"
+def test_missing_and_unknown_files_of_the_data_folder_are_named(clone, copy):
+    home = clone / "data" / "Dataset_BUSI_with_GT"
     shutil.copytree(copy, home)
     (home / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"unknown.*notes\.txt"):
-        fetch(project)
+        fetch(clone)
     (home / "notes.txt").unlink()
     (home / CHANGED).unlink()
     with pytest.raises(InputError, match=rf"lacks.*{re.escape(CHANGED)}"):
-        fetch(project)
+        fetch(clone)
     assert len(files_in(home)) == 11
 
 
-def test_a_path_that_leaves_the_archive_is_refused(project, published, offer, tmp_path):
+def test_a_path_that_leaves_the_archive_is_refused(clone, published, offer, tmp_path):
     file = offer(published)
     with zipfile.ZipFile(file, "a") as zipped:
         zipped.writestr("../../evil.png", b"evil")
     with pytest.raises(InputError, match=r"\.\./\.\./evil\.png"):
-        fetch(project)
-    assert_untouched(project)
+        fetch(clone)
+    assert_untouched(clone)
     assert not list(tmp_path.rglob("evil.png"))
 
 
-def test_nothing_anywhere_is_one_message_with_every_place_its_reason_and_the_remedies(project, web, silent):
+def test_nothing_anywhere_is_one_message_with_every_place_its_reason_and_the_remedies(clone, web, silent):
     folder, address = web
     (folder / "page.zip").write_text("<html>please log in</html>")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         closed = f"http://127.0.0.1:{unused.getsockname()[1]}/x.zip"
     with pytest.raises(InputError) as error:
-        fetch(project, closed, f"{address}/gone.zip", f"{address}/page.zip", f"{silent}#sha256=00")
+        fetch(clone, closed, f"{address}/gone.zip", f"{address}/page.zip", f"{silent}#sha256=00")
     message = str(error.value)
     places = [
-        f"{project / 'data' / 'Dataset_BUSI_with_GT'}: not there",
+        f"{clone / 'data' / 'Dataset_BUSI_with_GT'}: not there",
         "BUSI_ARCHIVE: not set",
         f"{closed}: no connection",
         f"{address}/gone.zip: answered 404",
@@ -354,35 +358,35 @@ def test_nothing_anywhere_is_one_message_with_every_place_its_reason_and_the_rem
     assert "not a whole ZIP archive" in message[positions[4] : positions[5]]
     for remedy in ("set BUSI_ARCHIVE=", "unpack it to", "dvc pull", "data.source: phantom"):
         assert message.index(remedy) > positions[-1]
-    assert_untouched(project)
+    assert_untouched(clone)
 
 
-def test_the_leftover_of_a_killed_process_is_cleaned(project, published, offer):
-    leftover = project / ".incoming-killed"
+def test_the_leftover_of_a_killed_process_is_cleaned(clone, published, offer):
+    leftover = clone / ".incoming-killed"
     leftover.mkdir()
     (leftover / "archive.zip").write_bytes(b"half of it")
     offer(published)
-    assert_complete(project, published, fetch(project))
+    assert_complete(clone, published, fetch(clone))
 
 
-def test_a_data_folder_on_another_disk_is_filled(project, published, offer):
+def test_a_data_folder_on_another_disk_is_filled(clone, published, offer):
     other = Path("/dev/shm")
-    if not other.is_dir() or other.stat().st_dev == project.stat().st_dev:
+    if not other.is_dir() or other.stat().st_dev == clone.stat().st_dev:
         pytest.skip("this machine has no second file system to write to")
     offer(published)
     with tempfile.TemporaryDirectory(dir=other) as disk:
-        (project / "data").symlink_to(disk)
-        release = fetch(project)
+        (clone / "data").symlink_to(disk)
+        release = fetch(clone)
         assert len(release.files) == 12
         assert files_in(Path(disk, "Dataset_BUSI_with_GT")) == files_in(published)
         assert [path.name for path in Path(disk).iterdir()] == ["Dataset_BUSI_with_GT"]
-    assert [path.name for path in project.iterdir()] == ["data"]
+    assert [path.name for path in clone.iterdir()] == ["data"]
 
 
-def test_other_classes_than_those_of_busi_are_a_parameter_error(project):
+def test_other_classes_than_those_of_busi_are_a_parameter_error(clone):
     with pytest.raises(ParameterError, match="BUSI has"):
-        fetch(project, classes=("benign", "malignant"))
-    assert_untouched(project)
+        fetch(clone, classes=("benign", "malignant"))
+    assert_untouched(clone)
 
 
 def test_the_committed_manifest_lists_the_whole_release():

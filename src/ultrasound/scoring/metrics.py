@@ -74,12 +74,9 @@ def as_text(values: Mapping[str, float]) -> str:
     whole = [name for name in values if name in METRICS]
     lines = [f"  {name:<18} {values[name]:.3f}" for name in whole]
     lines.append(" " * 13 + "".join(f"{name:>10}" for name in CLASS_METRICS))
-    labels = dict.fromkeys(name.partition("_")[2] for name in values if name.partition("_")[0] in CLASS_METRICS)
-    for label in labels:
-        lines.append(
-            f"  {label:<11}"
-            + "".join(f"{values.get(f'{name}_{label}', float('nan')):>10.3f}" for name in CLASS_METRICS)
-        )
+    for label in dict.fromkeys(name.partition("_")[2] for name in values if name.partition("_")[0] in CLASS_METRICS):
+        row = [values.get(f"{name}_{label}", float("nan")) for name in CLASS_METRICS]
+        lines.append(f"  {label:<11}" + "".join(f"{value:>10.3f}" for value in row))
     return "\n".join(lines)
 
 

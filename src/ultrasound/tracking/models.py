@@ -102,7 +102,7 @@ def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame) -> Evalu
     probabilities = model.probabilities(images)
     values = metrics.score(targets, probabilities, model.labels)
     confusion = metrics.confusion(targets, probabilities)
-    runs.log_dataset(prepared, rows, "test", "test")
+    runs.log_dataset(prepared, rows, "locked", "test")
     runs.log_metrics(values, "test")
     runs.log_figure(
         figures.confusion_matrix(confusion, model.labels, f"locked test set, {len(rows)} images"), "confusion_test"

@@ -101,7 +101,8 @@ def log_dataset(prepared: Prepared, rows: Any, name: str, context: str) -> None:
     samples = prepared.samples.iloc[rows][["image_id", "label"]].reset_index(drop=True)
     source = LocalArtifactDatasetSource("build/prepared/samples.csv")
     digest = f"{prepared.data_digest}-{prepared.split_digest}"
-    data = mlflow.data.from_pandas(samples, source=source, targets="label", name=name, digest=digest)
+    # MLflow keeps one data set of each name and digest a run, so the context is part of the name.
+    data = mlflow.data.from_pandas(samples, source=source, targets="label", name=f"{name}-{context}", digest=digest)
     mlflow.log_input(data, context=context)
 
 

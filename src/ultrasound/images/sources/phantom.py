@@ -40,7 +40,6 @@ Shape = tuple[int, int]  # rows (depth), columns (lateral)
 Field = NDArray[np.float32]
 Curve = NDArray[np.float64]
 
-
 # Sonographic features: the range of the benign, the range of the malignant. Lengths are in pixels, levels in decibels;
 # a negative level or number means that the feature is absent.
 FEATURES = {
@@ -253,9 +252,9 @@ def _insert(feature: dict[str, float], echo: Field, loss: Field, rng: Generator)
 
 
 def _repeat(grey: NDArray[np.uint8], mask: NDArray[np.bool_], rng: Generator) -> tuple[Image.Image, Image.Image]:
-    """Crop 2-4 % off each border and perhaps draw the calipers of a measurement."""
+    """Crop 2-4 % of the width and of the height and perhaps draw the calipers of a measurement."""
     rows, columns = mask.shape
-    (top, left), (bottom, right) = (rng.uniform(0.02, 0.04, (2, 2)) * mask.shape).astype(int)
+    (top, left), (bottom, right) = (rng.uniform(0.01, 0.02, (2, 2)) * mask.shape).astype(int)
     window = np.s_[top : rows - bottom, left : columns - right]
     scan = Image.fromarray(grey[window])
     if mask.any() and rng.random() < 0.5:

@@ -1,0 +1,234 @@
+import hashlib
+import io
+import os
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import ultrasound
+from ultrasound.errors import InputError
+from ultrasound.images.preparation import Preparation, lesion, open_image, pixel_hash
+
+GREY = np.random.default_rng(0).integers(0, 256, (40, 60), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+def encode(image, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png_header(width, height):
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("options", [{}, {"compress_level": 0}, {"optimize": True}])
+def test_grey_and_colour_images_keep_their_pixels(options):
+    assert np.array_equal(open_image(encode(Image.fromarray(GREY), **options)), GREY)
+    assert np.array_equal(open_image(encode(Image.fromarray(COLOUR), **options)), COLOUR)
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped():
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    content = encode(Image.fromarray(values))
+    assert Image.open(io.BytesIO(content)).mode.startswith("I")  # truly 16 bits
+    opened = open_image(content)
+    assert opened.mode == "L"
+    assert np.abs(np.asarray(opened) - values / 257).max() <= 0.5
+
+
+def test_a_palette_is_resolved_to_its_colours():
+    indexed = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8)).convert("P")
+    indexed.putpalette([200, 200, 200, 255, 0, 0, 0, 0, 255])
+    opened = open_image(encode(indexed))
+    assert opened.mode == "RGB"
+    assert np.asarray(opened).tolist() == [[[200, 200, 200], [255, 0, 0]], [[0, 0, 255], [255, 0, 0]]]
+
+
+def test_an_alpha_channel_is_dropped():
+    alpha = np.random.default_rng(2).integers(0, 256, (40, 60, 1), dtype=np.uint8)
+    opened = open_image(encode(Image.fromarray(np.concatenate([COLOUR, alpha], axis=2))))
+    assert opened.mode == "RGB"
+    assert np.array_equal(opened, COLOUR)
+
+
+def test_grey_with_alpha_becomes_the_grey():
+    content = encode(Image.merge("LA", (Image.fromarray(GREY), Image.fromarray(255 - GREY))))
+    assert np.array_equal(np.asarray(open_image(content).convert("L")), GREY)
+
+
+def test_a_1_bit_image_becomes_black_and_white():
+    assert np.array_equal(np.asarray(open_image(encode(Image.fromarray(GREY > 99))).convert("L")) == 255, GREY > 99)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_jpeg_is_read(mode):
+    smooth = Image.fromarray(GREY).resize((8, 6)).resize((160, 120))
+    opened = open_image(encode(smooth.convert(mode), "JPEG", quality=95))
+    assert opened.mode == ("L" if mode == "L" else "RGB")
+    assert np.abs(np.asarray(opened.convert("L"), dtype=float) - np.asarray(smooth)).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (20_000, 20_000), (5_001, 5_000), (2**31 - 1, 1)])
+def test_an_image_of_too_many_pixels_is_refused_from_its_header_alone(size):
+    with pytest.raises(InputError, match=r"scan\.png has more than 25 megapixels"):
+        open_image(png_header(*size), "scan.png")
+
+
+def test_a_real_image_of_100_megapixels_is_refused_fast(tmp_path):
+    file = tmp_path / "huge.png"
+    Image.new("1", (10_000, 10_000)).save(file)
+    begun = time.perf_counter()
+    with pytest.raises(InputError, match="25 megapixels"):
+        open_image(file)
+    assert time.perf_counter() - begun < 0.1
+
+
+def test_the_refusal_of_a_large_image_is_all_that_a_user_sees(tmp_path):
+    (tmp_path / "huge.png").write_bytes(png_header(10_000, 10_000))
+    script = "import pathlib; from ultrasound.images.preparation import *\n"
+    script += "try: open_image(pathlib.Path('huge.png'))\nexcept InputError as error: print(error)"
+    source = Path(ultrasound.__file__).parents[1]
+    shown = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(source)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert shown.stdout == "image has more than 25 megapixels\n"
+    assert shown.stderr == ""
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_image_is_refused(keep, kind):
+    content = encode(Image.fromarray(COLOUR), kind)
+    with pytest.raises(InputError, match="scan is damaged"):
+        open_image(content[: int(len(content) * keep)], "scan")
+
+
+def test_a_png_whose_later_chunks_are_garbage_is_refused():
+    data = zlib.compress(b"".join(b"\0" + bytes(row) for row in GREY))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60, 40, 8, 0, 0, 0, 0))
+    parts = [chunk(b"IDAT", data[:500]), chunk(b"IDAT", data[500:]), chunk(b"IEND", b"")]
+    assert np.array_equal(open_image(b"\x89PNG\r\n\x1a\n" + header + b"".join(parts)), GREY)
+    parts[1] = chunk(b"\xff\xff\xff\xff", data[500:])
+    with pytest.raises(InputError, match="scan is damaged"):
+        open_image(b"\x89PNG\r\n\x1a\n" + header + b"".join(parts), "scan")
+
+
+@pytest.mark.parametrize("content", [b"", b"plain text", b"\x89PNG", encode(Image.fromarray(GREY), "BMP")])
+def test_what_is_no_png_or_jpeg_is_refused(content):
+    with pytest.raises(InputError, match="scan is not a PNG or JPEG image"):
+        open_image(content, "scan")
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(InputError, match=r"empty\.png is not a PNG or JPEG image"):
+        open_image(tmp_path / "empty.png", "empty.png")
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(InputError, match="scan is missing"):
+        open_image(tmp_path / "gone.png", "scan")
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damage_anywhere_is_refused_or_harmless_but_never_another_error(data):
+    content = bytearray(encode(Image.fromarray(COLOUR), data.draw(st.sampled_from(["PNG", "JPEG"]))))
+    for position in data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=4)):
+        content[position] = data.draw(st.integers(0, 255))
+    try:
+        assert open_image(bytes(content)).mode in {"L", "RGB"}
+    except InputError as error:
+        assert str(error).startswith("image ")  # noqa: PT017
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 90), st.integers(1, 90), st.integers(32, 80), st.sampled_from(["L", "RGB", "1"]), st.integers(0, 255)
+)
+def test_any_image_becomes_a_grey_square_of_the_wanted_size_and_keeps_its_brightness(width, height, size, mode, level):
+    image = Image.new("L", (width, height), level).convert(mode)
+    prepared = Preparation(size).image(encode(image))
+    assert prepared.shape == (size, size)
+    assert prepared.dtype == np.uint8
+    if mode != "1":
+        assert np.unique(prepared).tolist() == [level]
+
+
+def test_preparation_is_deterministic_and_the_same_from_bytes_and_path(tmp_path):
+    for name, image in (("grey.png", GREY), ("colour.png", COLOUR), ("scan.jpg", GREY)):
+        Image.fromarray(image).save(tmp_path / name)
+        first = Preparation(48).image(tmp_path / name)
+        assert np.array_equal(first, Preparation(48).image(tmp_path / name))
+        assert np.array_equal(first, Preparation(48).image((tmp_path / name).read_bytes()))
+
+
+def test_grey_stored_in_one_channel_or_three_is_prepared_alike():
+    one, three = (encode(Image.fromarray(GREY).convert(mode)) for mode in ("L", "RGB"))
+    assert np.array_equal(Preparation(48).image(one), Preparation(48).image(three))
+
+
+def test_enlarging_averages_neighbours_and_keeps_their_places():
+    quarters = np.kron(np.array([[10, 250], [90, 170]], dtype=np.uint8), np.ones((20, 30), dtype=np.uint8))
+    prepared = Preparation(64).image(encode(Image.fromarray(quarters)))
+    assert prepared[[0, 0, -1, -1], [0, -1, 0, -1]].tolist() == [10, 250, 90, 170]
+    assert prepared[32, 10] in range(11, 90)
+
+
+def test_masks_are_merged_by_or():
+    first, second = np.zeros((2, 64, 64), dtype=bool)
+    first[10:30, 5:20] = second[20:50, 15:60] = True
+    masks = [Image.fromarray(first), Image.fromarray(second).convert("RGBA")]
+    merged = Preparation(64).mask(masks, 64, 64)
+    assert merged.dtype == bool
+    assert np.array_equal(merged, first | second)
+
+
+def test_no_mask_and_an_empty_mask_are_empty():
+    for masks in ([], [Image.new("1", (60, 40))]):
+        merged = Preparation(32).mask(masks, 60, 40)
+        assert merged.shape == (32, 32)
+        assert not merged.any()
+
+
+def test_a_resized_mask_keeps_its_share_and_place():
+    marked = np.zeros((400, 600), dtype=bool)
+    marked[100:300, 150:450] = True
+    merged = Preparation(64).mask([Image.fromarray(marked)], 600, 400)
+    assert merged.mean() == pytest.approx(marked.mean(), abs=0.02)
+    assert merged[16:48, 16:48].all()
+
+
+def test_a_prepared_mask_pixel_is_lesion_where_most_of_its_area_is():
+    marked = np.zeros((64, 64), dtype=bool)
+    marked[0, 0] = marked[10, 10:12] = marked[11, 10] = True  # one of four pixels, three of four
+    assert np.argwhere(Preparation(32).mask([Image.fromarray(marked)], 64, 64)).tolist() == [[5, 5]]
+
+
+def test_only_pixels_above_half_are_lesion():
+    assert lesion(Image.fromarray(np.array([[0, 127, 128, 255]], dtype=np.uint8))).tolist() == [[0, 0, 1, 1]]
+
+
+def test_the_pixel_hash_is_of_size_and_rgb_bytes():
+    expected = hashlib.sha256(b"60x40:" + COLOUR.tobytes()).hexdigest()
+    assert pixel_hash(open_image(encode(Image.fromarray(COLOUR), compress_level=0))) == expected
+    assert pixel_hash(open_image(encode(Image.fromarray(COLOUR), compress_level=9))) == expected
+    assert pixel_hash(Image.fromarray(GREY)) == pixel_hash(Image.fromarray(GREY).convert("RGB"))
+    assert pixel_hash(Image.fromarray(GREY)) != pixel_hash(Image.fromarray(GREY.reshape(60, 40)))

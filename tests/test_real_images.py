@@ -1,0 +1,108 @@
+"""The real images, where their archive is at hand: what the data stages promise about them."""
+
+import shutil
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from tests.conftest import PROJECT, copy_project, run_in, ultrasound
+from ultrasound.images import prepared
+
+
+@pytest.fixture(scope="module")
+def busi(tmp_path_factory):
+    from tests.conftest import ARCHIVE
+
+    if not ARCHIVE.is_file():
+        pytest.skip("the BUSI archive is not here: set BUSI_ARCHIVE")
+    folder = copy_project(tmp_path_factory.mktemp("busi"), {})
+    started = time.monotonic()
+    output = run_in(folder, "dvc", "repro", BUSI_ARCHIVE=str(ARCHIVE)).stdout
+    return folder, output, time.monotonic() - started
+
+
+def test_dvc_repro_verifies_and_prepares_all_of_busi(busi):
+    folder, output, seconds = busi
+    assert "1578 files verified, 780 images (437 benign, 210 malignant, 133 normal)" in output
+    assert seconds < 120
+    data = prepared.read(folder / "build/prepared")
+    assert data.images.shape == (780, 224, 224)
+    assert (data.masks.any(axis=(1, 2)) == (data.samples["label"] != "normal")).all()
+    assert run_in(folder, "dvc", "repro").stdout.count("didn't change, skipping") == 3
+
+
+def test_the_split_is_the_one_that_dvc_lock_pins(busi):
+    folder, *_ = busi
+    committed = yaml.safe_load((PROJECT / "dvc.lock").read_text())["stages"]
+    made = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    assert [out["md5"] for stage in made.values() for out in stage["outs"]] == [
+        out["md5"] for stage in committed.values() for out in stage["outs"]
+    ]
+
+
+def test_the_identical_pair_with_two_labels_is_excluded_and_no_group_is_divided(busi):
+    splits = pd.read_csv(busi[0] / "build/splits.csv").set_index("image_id")
+    pair = splits.loc[["benign/benign (433)", "malignant/malignant (145)"]]
+    assert pair["group"].nunique() == 1
+    assert (pair["split"] == "excluded").all()
+    assert pair["reason"].str.contains("benign and malignant").all()
+    kept = splits[splits["split"] != "excluded"]
+    assert (kept.groupby("group")["split"].nunique() == 1).all()
+    assert (kept[kept["split"] == "development"].groupby("group")["fold"].nunique() == 1).all()
+
+
+def test_data_dvc_pins_the_published_release():
+    pinned = yaml.safe_load((PROJECT / "data.dvc").read_text())["outs"][0]
+    assert (pinned["md5"], pinned["size"], pinned["nfiles"], pinned["path"]) == (
+        "3ddd834f456f00fbaade5bf68c8b4c78.dir", 266185470, 1578, "data",
+    )  # fmt: skip
+
+
+def test_one_changed_pixel_is_named_and_nothing_is_left(busi_archive: Path, tmp_path: Path):
+    folder = copy_project(tmp_path / "project", {})
+    name = "Dataset_BUSI_with_GT/malignant/malignant (7).png"
+    changed = tmp_path / "changed.zip"
+    with zipfile.ZipFile(busi_archive) as before, zipfile.ZipFile(changed, "w") as after:
+        for info in before.infolist():
+            if info.filename == name:
+                pixels = np.array(Image.open(before.open(info)))
+                pixels[10, 10] ^= 1
+                Image.fromarray(pixels).save(tmp_path / "one.png")
+                after.write(tmp_path / "one.png", name)
+            else:
+                after.writestr(info, before.read(info))
+    refused = run_in(folder, "dvc", "repro", BUSI_ARCHIVE=str(changed), expect=None)
+    assert refused.returncode != 0
+    assert "malignant/malignant (7).png is not as published" in refused.stderr
+    assert not (folder / "data").exists()
+    assert not (folder / "build").exists() or not any((folder / "build").iterdir())
+    assert not list(folder.glob(".incoming-*"))
+
+
+def test_a_file_that_changed_after_download_is_noticed(busi, tmp_path: Path):
+    folder, *_ = busi
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied, ignore=shutil.ignore_patterns(".git", "prepared"))
+    file = copied / "data/Dataset_BUSI_with_GT/normal/normal (1).png"
+    pixels = np.array(Image.open(file))
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(file)
+    refused = ultrasound(copied, "preprocess", expect=1)
+    assert "normal (1).png has changed since it was verified" in refused.stderr
+    assert not (copied / "build/prepared").exists()
+
+
+def test_manifest_of_the_published_release():
+    table = pd.read_csv(PROJECT / "src/ultrasound/images/sources/busi.csv")
+    assert len(table) == 1578
+    assert table["bytes"].sum() == 266185470
+    assert table.groupby(["class", "kind"]).size().to_dict() == {
+        ("benign", "image"): 437, ("benign", "mask"): 454, ("malignant", "image"): 210, ("malignant", "mask"): 211,
+        ("normal", "image"): 133, ("normal", "mask"): 133,
+    }  # fmt: skip
