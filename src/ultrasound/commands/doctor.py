@@ -88,15 +88,15 @@ def _data(params: Params) -> tuple[bool, str]:
 def _weights(params: Params) -> tuple[bool, str]:
     if params.model.weights != "imagenet":
         return True, f"model.weights is {params.model.weights}, no hub needed"
-    import huggingface_hub
+    from huggingface_hub import constants
 
-    if _answers(huggingface_hub.constants.ENDPOINT):
-        return True, f"{huggingface_hub.constants.ENDPOINT} answers"
+    if _answers(constants.ENDPOINT):
+        return True, f"{constants.ENDPOINT} answers"
     from ultrasound.learning import backbone
 
     if backbone.is_cached(params.model.name):
         return True, f"no hub, but {params.model.name} is in its cache"
-    return False, f"{huggingface_hub.constants.ENDPOINT} does not answer: set model.weights to packaged, none or a path"
+    return False, f"{constants.ENDPOINT} does not answer: set model.weights to packaged, none or a path"
 
 
 def _tracking(params: Params) -> tuple[bool, str]:

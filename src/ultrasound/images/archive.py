@@ -34,12 +34,13 @@ def download(url: str, file: Path, timeout: float) -> None:
     address, _, pin = url.partition("#sha256=")
     try:
         for attempt in range(1, ATTEMPTS + 1):
+            before = file.stat().st_size if file.exists() else 0
             try:
                 _fetch(address, file, timeout)
                 break
             except requests.RequestException as error:
-                begun = file.exists() and file.stat().st_size > 0
-                if attempt == ATTEMPTS or not begun:  # a server that never answered is not asked again
+                progress = file.exists() and file.stat().st_size > before
+                if attempt == ATTEMPTS or not progress:  # a server that sent nothing is not asked again
                     raise InputError(_why(error, timeout)) from None
                 time.sleep(attempt)
         if pin and (found := sha256(file)) != pin:
@@ -96,7 +97,7 @@ def sha256(file: Path) -> str:
 
 def _fetch(address: str, file: Path, timeout: float) -> None:
     begun = file.stat().st_size if file.exists() else 0
-    headers = {"Range": f"bytes={begun}-"} if begun else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={begun}-"} if begun else {})
     with requests.get(address, headers=headers, stream=True, timeout=timeout) as answer:
         if begun and answer.status_code == requests.codes.requested_range_not_satisfiable:
             return  # nothing is missing; the hash will tell
@@ -108,7 +109,7 @@ def _fetch(address: str, file: Path, timeout: float) -> None:
             file.open("ab" if begun else "wb") as out,
             tqdm(desc="download", total=total or None, initial=begun, unit="B", unit_scale=True, disable=None) as bar,
         ):
-            for piece in answer.iter_content(1 << 20):
+            for piece in answer.iter_content(1 << 16):
                 out.write(piece)
                 bar.update(len(piece))
                 if out.tell() > MAX_BYTES:
@@ -120,7 +121,7 @@ def _fetch(address: str, file: Path, timeout: float) -> None:
 def _why(error: requests.RequestException, timeout: float) -> str:
     if error.response is not None:
         return f"answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, requests.Timeout) or "timed out" in str(error):
         return f"no answer within {timeout:g} s"
     if isinstance(error, requests.exceptions.SSLError):
         return "its TLS certificate is not accepted"

@@ -122,7 +122,7 @@ def read(file: Path) -> pd.DataFrame:
     """
     if not file.is_file():
         raise InputError(f"{file} is missing: run `dvc repro` first")
-    return pd.read_csv(file, keep_default_na=False)
+    return pd.read_csv(file, dtype={"label": str}, keep_default_na=False)
 
 
 def _scan_one(job: tuple[str, str]) -> File:

@@ -34,7 +34,7 @@ def near_duplicates(files: Sequence[str], hash_distance: int, correlation: float
     thumbnails = np.array([thumbnail for _, thumbnail in signatures])
     agreeing = bits @ bits.T + (1 - bits) @ (1 - bits).T
     first, second = np.nonzero(np.triu(bits.shape[1] - agreeing <= hash_distance, k=1))
-    confirmed = (thumbnails[first] * thumbnails[second]).sum(axis=1) >= correlation
+    confirmed = (thumbnails[first] * thumbnails[second]).sum(axis=1) >= correlation - 1e-6  # rounding
     return list(zip(first[confirmed].tolist(), second[confirmed].tolist(), strict=True))
 
 

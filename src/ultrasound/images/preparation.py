@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def open_image(source: Path | bytes, name: str = "image") -> Image.Image:
         InputError: the source is no PNG or JPEG, is damaged, or has more than `MAX_PIXELS` pixels.
     """
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+        with warnings.catch_warnings():  # Pillow's own limit is above ours
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except FileNotFoundError:
         raise InputError(f"{name} is missing") from None
     except UnidentifiedImageError:

@@ -64,23 +64,27 @@ def write(table: pd.DataFrame, splits: pd.DataFrame, preparation: Preparation, f
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     shape = (len(table), preparation.size, preparation.size)
-    images = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, shape)
-    masks = np.lib.format.open_memmap(unfinished / "masks.npy", "w+", np.bool_, shape)
-    jobs = [(preparation, row) for row in table.to_dict("records")]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(_prepare_one, jobs, chunksize=8)
-        for position, (image, mask) in enumerate(tqdm(results, "prepare", len(jobs), leave=False, disable=None)):
-            images[position], masks[position] = image, mask
-    images.flush()
-    masks.flush()
-    splits.to_csv(unfinished / "samples.csv", index=False)
-    facts = {
-        "preparation": dataclasses.asdict(preparation),
-        "data_digest": catalog.digest(table),
-        "split_digest": splitting.digest(splits),
-    }
-    (unfinished / "prepared.json").write_text(json.dumps(facts, indent=2) + "\n")
-    unfinished.rename(folder)
+    try:
+        images = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, shape)
+        masks = np.lib.format.open_memmap(unfinished / "masks.npy", "w+", np.bool_, shape)
+        jobs = [(preparation, row) for row in table.to_dict("records")]
+        with ProcessPoolExecutor(os.cpu_count()) as pool:
+            results = pool.map(_prepare_one, jobs, chunksize=8)
+            for position, (image, mask) in enumerate(tqdm(results, "prepare", len(jobs), leave=False, disable=None)):
+                images[position], masks[position] = image, mask
+        images.flush()
+        masks.flush()
+        splits.to_csv(unfinished / "samples.csv", index=False)
+        facts = {
+            "preparation": dataclasses.asdict(preparation),
+            "data_digest": catalog.digest(table),
+            "split_digest": splitting.digest(splits),
+        }
+        (unfinished / "prepared.json").write_text(json.dumps(facts, indent=2) + "\n")
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
     return read(folder)
 
 
@@ -92,13 +96,16 @@ def read(folder: Path) -> Prepared:
     """
     if not (folder / "prepared.json").is_file():
         raise InputError(f"{folder} holds no prepared images: run `dvc repro` first")
-    facts = json.loads((folder / "prepared.json").read_text())
-    preparation = Preparation(**facts["preparation"])
-    samples = splitting.read(folder / "samples.csv")
-    images, masks = (np.load(folder / name, mmap_mode="r") for name in ("images.npy", "masks.npy"))
-    if not images.shape == masks.shape == (len(samples), preparation.size, preparation.size):
-        raise InputError(f"{folder} is damaged, its arrays and its table differ: run `dvc repro --force`")
-    return Prepared(images, masks, samples, preparation, facts["data_digest"], facts["split_digest"])
+    try:
+        facts = json.loads((folder / "prepared.json").read_text())
+        images, masks = (np.load(folder / name, mmap_mode="r") for name in ("images.npy", "masks.npy"))
+        samples = splitting.read(folder / "samples.csv")
+        preparation = Preparation(**facts["preparation"])
+        if not images.shape == masks.shape == (len(samples), preparation.size, preparation.size):
+            raise ValueError("its arrays and its table differ")
+        return Prepared(images, masks, samples, preparation, facts["data_digest"], facts["split_digest"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder} is damaged ({error}): run `dvc repro --force preprocess`") from None
 
 
 def _prepare_one(job: tuple[Preparation, dict[str, str]]) -> tuple[Pixels, NDArray[np.bool_]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,14 @@ def split(catalog: pd.DataFrame, groups: NDArray[np.int64], test_share: float, f
     is_clean = labels.nunique() == 1
     clean = labels.first()[is_clean]
     conflicts = labels.agg(lambda found: " and ".join(sorted(set(found))))[~is_clean]
-    few = clean.value_counts()
-    if len(clean) == 0 or few.min() < folds + 2:
+    few = clean.value_counts().reindex(sorted(set(table["label"])), fill_value=0)
+    kept = len(clean) - math.ceil(test_share * len(clean))
+    left = few * kept / max(len(clean), 1)  # of each class; train_test_split rounds it down or up
+    if (left < folds).any() or (few - np.ceil(left) < 1).any():
         raise InputError(
-            f"too few independent images for {folds} folds and a test set: "
+            f"too few independent images for {folds} folds and a test set of {test_share:.0%}: "
             + ", ".join(f"{label} has {number} groups" for label, number in few.items())
-            + f", each class needs at least {folds + 2}"
+            + "; change split.folds or split.test_share, or take more images"
         )
     _, test = train_test_split(clean.index.to_numpy(), test_size=test_share, stratify=clean, random_state=seed)
     table["split"] = DEVELOPMENT
@@ -84,4 +87,4 @@ def read(file: Path) -> pd.DataFrame:
     """
     if not file.is_file():
         raise InputError(f"{file} is missing: run `dvc repro` first")
-    return pd.read_csv(file, dtype={"fold": "Int64"}, keep_default_na=False, na_values={"fold": ""})
+    return pd.read_csv(file, dtype={"label": "str", "fold": "Int64"}, keep_default_na=False, na_values={"fold": ""})

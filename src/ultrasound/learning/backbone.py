@@ -9,6 +9,7 @@ import huggingface_hub
 import requests
 import timm
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -116,7 +117,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
             file = huggingface_hub.hf_hub_download(repository, WEIGHTS_FILE, etag_timeout=HUB_TIMEOUT)
     except Exception as error:  # the hub's client, its HTTP library and the socket each raise their own
         raise InputError(
-            f"model.weights=imagenet: the weights of {name} could not be had from {huggingface_hub.constants.ENDPOINT} "
+            f"model.weights=imagenet: the weights of {name} could not be had from {constants.ENDPOINT} "
             f"({type(error).__name__}). Try again with a network, or set model.weights to packaged (for "
             f"{', '.join(PACKAGED)}), to none (untrained), or to the path of a weights file"
         ) from None

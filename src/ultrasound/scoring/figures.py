@@ -41,7 +41,7 @@ def learning_curves(history: Sequence[tuple[Mapping[str, float], Mapping[str, fl
     names = list(history[0][1])
     figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
     epochs = range(1, len(history) + 1)
-    for position, (axes, name) in enumerate(zip(figure.subplots(1, len(names)), names, strict=True)):
+    for position, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
         axes.plot(epochs, [train[name] for train, _ in history], "o-", ms=3, label="training")
         axes.plot(epochs, [validation[name] for _, validation in history], "o-", ms=3, label="validation")
         axes.axvline(best_epoch, color="grey", ls=":", label="chosen epoch")

@@ -44,13 +44,15 @@ def fetch(data: Data, download: Download, data_folder: Path, build_folder: Path)
         return Release(home, _verified(home, paths, expected))
     with _staging(data_folder.absolute().parent) as staging:
         if given := os.environ.get("BUSI_ARCHIVE"):
-            files = _from_archive(Path(given), staging / FOLDER, expected)
+            if not Path(given).is_file():
+                raise InputError(f"BUSI_ARCHIVE={given}: no such file")
+            files = _from_archive(Path(given), given, staging / FOLDER, expected)
         else:
             files = _from_mirrors(download, staging, expected, home)
         data_folder.mkdir(exist_ok=True)
         if home.exists():
             home.rmdir()
-        (staging / FOLDER).rename(home)
+        shutil.move(staging / FOLDER, home)
     return Release(home, files)
 
 
@@ -60,7 +62,7 @@ def _from_mirrors(download: Download, staging: Path, expected: dict[str, str], h
         file = staging / "archive.zip"
         try:
             archive.download(url, file, download.timeout)
-            return _from_archive(file, staging / FOLDER, expected)
+            return _from_archive(file, "the archive", staging / FOLDER, expected)
         except InputError as error:
             tried.append(f"{url.partition('#')[0]}: {error}")
             shutil.rmtree(staging / FOLDER, ignore_errors=True)
@@ -73,22 +75,20 @@ def _from_mirrors(download: Download, staging: Path, expected: dict[str, str], h
     )
 
 
-def _from_archive(file: Path, folder: Path, expected: dict[str, str]) -> list[catalog.File]:
-    if not file.is_file():
-        raise InputError(f"BUSI_ARCHIVE={file}: no such file")
+def _from_archive(file: Path, name: str, folder: Path, expected: dict[str, str]) -> list[catalog.File]:
     try:
         zipped = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # BadZipFile, OSError, NotImplementedError, UnicodeDecodeError
         raise InputError(
-            f"{file} is not a whole ZIP archive ({error}): {file.stat().st_size} bytes, SHA-256 "
+            f"{name} is not a whole ZIP archive ({error}): {file.stat().st_size} bytes, SHA-256 "
             f"{archive.sha256(file)}; download it again"
         ) from None
     with zipped:
-        members = archive.members(zipped, str(file))
+        members = archive.members(zipped, name)
         paths = _without_top_folder(list(members))
-        _same_files(paths.values(), expected, str(file))
-        archive.extract(zipped, ((members[name], folder / path) for name, path in paths.items()), str(file))
-    return _verified(folder, list(paths.values()), expected, str(file))
+        _same_files(paths.values(), expected, name)
+        archive.extract(zipped, ((members[member], folder / path) for member, path in paths.items()), name)
+    return _verified(folder, list(paths.values()), expected, name)
 
 
 def _without_top_folder(names: list[str]) -> dict[str, str]:
@@ -100,10 +100,11 @@ def _without_top_folder(names: list[str]) -> dict[str, str]:
 
 def _same_files(paths: Iterable[str], expected: dict[str, str], where: str) -> None:
     found = set(paths)
-    for what, difference in (("lacks", set(expected) - found), ("holds unknown", found - set(expected))):
+    for what, difference in (("lacks", set(expected) - found), ("holds unknown files:", found - set(expected))):
         if difference:
             names = ", ".join(sorted(difference)[:3])
-            raise InputError(f"{where} {what} {len(difference)} of the {len(expected)} files of BUSI: {names} ...")
+            more = f" and {len(difference) - 3} more" if len(difference) > 3 else ""
+            raise InputError(f"{where} is not BUSI's release, it {what} {names}{more}")
 
 
 def _verified(folder: Path, paths: list[str], expected: dict[str, str], where: str = "") -> list[catalog.File]:
