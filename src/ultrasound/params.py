@@ -119,7 +119,7 @@ class Range(Section):
     low: float | None = None
     high: float | None = None
     log: bool = False
-    choices: tuple[float | str, ...] | None = None
+    choices: tuple[int | float | str, ...] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Range:
