@@ -297,7 +297,7 @@ def test_a_text_file_named_png_is_refused_by_name(clone, copy, offer):
 
 def test_a_missing_file_is_named(clone, copy, offer):
     (copy / CHANGED).unlink()
-    file = offer(copy)
+    offer(copy)
     with pytest.raises(InputError) as error:
         fetch(clone)
     assert CHANGED in str(error.value)

@@ -17,7 +17,7 @@ def run(params: Params) -> None:
     """Evaluate under a run of its own; print the table of metrics."""
     provenance.require_current(params)
     data = prepared.read(PREPARED)
-    tags = provenance.tags(data, params.train.seed)
+    tags = provenance.tags(data)
     found = runs.find(params.evaluate.run, {"data_digest": data.data_digest})
     model_uri = found.data.tags[runs.MODEL_TAG]
     with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):

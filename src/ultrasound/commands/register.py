@@ -17,7 +17,7 @@ def run(params: Params) -> None:
     """Register, compare with the champion, move the alias; print the verdict."""
     provenance.require_current(params)
     data = prepared.read(PREPARED)
-    tags = provenance.tags(data, params.train.seed)
+    tags = provenance.tags(data)
     name = params.register_.name
     digests = {"data_digest": data.data_digest, "split_digest": data.split_digest}
     found = runs.find(params.register_.run, digests)
@@ -33,7 +33,8 @@ def run(params: Params) -> None:
         metrics = test_metrics(found.data.tags[runs.MODEL_TAG])
         champion = registry.champion(name)
         standing = (champion, test_metrics(registry.model_uri(champion))) if champion else None
-        version = registry.version_of(found, name, tags)
+        carried = {key: found.data.tags[key] for key in (*tags, "seed")}
+        version = registry.version_of(found, name, carried)
         verdict = registry.promote(version, metrics, standing)
         runs.tag(registered_version=f"{name}/{version.version}", verdict=verdict.reason)
     print(f"locked test set:\n{scoring.as_text(metrics)}")

@@ -16,7 +16,7 @@ def run(params: Params) -> None:
     """Train once under one run; print the epochs and the best one's metrics."""
     provenance.require_current(params)
     data = prepared.read(PREPARED)
-    tags = provenance.tags(data, params.train.seed)
+    tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     values = flatten(params, ("data", "split", "preprocess", *SECTIONS))
     with runs.run("train", f"train-{params.model.name}", values, tags) as run_id:
         trained = training.train(params, data, params.model.name)

@@ -30,7 +30,7 @@ def run(params: Params) -> None:
     provenance.require_current(params)
     search_space.check(params)
     data = prepared.read(PREPARED)
-    tags = provenance.tags(data, params.train.seed)
+    tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the table at the end says the same
     study = _study(params, data)
     with runs.run(

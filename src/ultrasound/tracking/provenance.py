@@ -16,14 +16,13 @@ from ultrasound.params import Params, flatten
 DVC_LOCK = Path("dvc.lock")
 
 
-def tags(prepared: Prepared, seed: int) -> dict[str, str]:
-    """The tags that every run and version carries."""
+def tags(prepared: Prepared) -> dict[str, str]:
+    """The tags that every run carries, and that a version takes over from the run that trained it."""
     return {
         "data_digest": prepared.data_digest,
         "split_digest": prepared.split_digest,
         "dvc_lock": hashlib.sha256(DVC_LOCK.read_bytes()).hexdigest()[:16] if DVC_LOCK.is_file() else "none",
         "git_commit": git_commit(),
-        "seed": str(seed),
         "ultrasound_version": __version__,
     }
 
