@@ -31,7 +31,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def environment(**extra: str) -> dict[str, str]:
     """The caller's environment without its tracking server and archive, the venv's programs first on the PATH."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "BUSI_"))}
+    hidden = ("MLFLOW_", "BUSI_", "PYTHONDONTWRITEBYTECODE")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     return kept | {"PATH": path, "PYTHONPATH": "src", "MLFLOW_DISABLE_TELEMETRY": "true"} | extra
 

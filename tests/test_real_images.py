@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from tests.conftest import PROJECT, copy_project, run_in, ultrasound
+from tests.serving import assert_served_as_evaluated, serving
 from ultrasound.images import prepared
 
 
@@ -106,3 +107,13 @@ def test_manifest_of_the_published_release():
         ("benign", "image"): 437, ("benign", "mask"): 454, ("malignant", "image"): 210, ("malignant", "mask"): 211,
         ("normal", "image"): 133, ("normal", "mask"): 133,
     }  # fmt: skip
+
+
+def test_real_images_are_served_as_they_are_evaluated(busi):
+    folder, *_ = busi
+    small = ["--model.name", "test_resnet", "--model.weights", "none", "--train.epochs", "1"]
+    output = ultrasound(folder, "train", *small).stdout
+    run_id = output.strip().splitlines()[-1].removeprefix("run ")
+    ultrasound(folder, "register")
+    with serving(folder, "models:/breast-ultrasound@champion") as url:
+        assert_served_as_evaluated(folder, run_id, folder / "data/Dataset_BUSI_with_GT", url)

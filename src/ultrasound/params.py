@@ -1,6 +1,6 @@
 """params.yaml and its overrides -> frozen, checked parameters.
 
-params.yaml is the only home of values: no field has a default here, so that a key that is missing, misspelt or
+params.yaml is the only home of values: no parameter has a default here, so that a key that is missing, misspelt or
 of the wrong type is an error and never a silent choice. `load({"train.epochs": 5})` is what both
 `python -m ultrasound train --train.epochs 5` and `mlflow run . -P train.epochs=5` come to.
 """

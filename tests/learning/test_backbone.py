@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import environment
-from ultrasound.errors import InputError, ParameterError
+from ultrasound.errors import ParameterError
 from ultrasound.learning import backbone
 
 
@@ -61,6 +61,38 @@ def test_weights_from_a_path(tmp_path):
         assert torch.equal(network.backbone.state_dict()["conv1.weight"], state["conv1.weight"])
     with pytest.raises(ParameterError, match="no weights of a resnet34"):
         backbone.create("resnet34", str(tmp_path / "w.pth"), 3, 8, 0.1)
+
+
+def test_weights_of_a_whole_timm_model_lose_their_classifier(tmp_path):
+    state = timm.create_model("resnet18").state_dict()
+    assert "fc.weight" in state
+    save_file(state, tmp_path / "model.safetensors")
+    network = backbone.create("resnet18", str(tmp_path / "model.safetensors"), 3, 8, 0.1)
+    assert torch.equal(network.backbone.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", [b"no weights at all", b""])
+def test_files_that_hold_no_weights(suffix, content, tmp_path):
+    (tmp_path / f"w{suffix}").write_bytes(content)
+    with pytest.raises(ParameterError, match="no readable weights file"):
+        backbone.create("resnet18", str(tmp_path / f"w{suffix}"), 3, 8, 0.1)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(ParameterError, match="no weights of a resnet18"):
+        backbone.create("resnet18", str(tmp_path / "list.pth"), 3, 8, 0.1)
+
+
+def test_a_size_that_the_model_cannot_take_is_refused():
+    network = backbone.create("vit_tiny_patch16_224", "none", 3, 8, 0.1)
+    backbone.require_size(network, 224)
+    with pytest.raises(ParameterError, match="128x128 pixels"):
+        backbone.require_size(network, 128)
+
+
+def test_a_model_without_weights_on_the_hub_is_refused_at_once():
+    name = next(name for name in timm.list_models() if not timm.is_model_pretrained(name))
+    with pytest.raises(ParameterError, match="no pretrained weights"):
+        backbone.create(name, "imagenet", 3, 8, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +166,3 @@ def test_weights_come_from_the_hub_and_then_from_its_cache(tmp_path):
     offline, seconds = create_from_hub(endpoint, tmp_path / "home")
     assert offline.returncode == 0, offline.stderr
     assert seconds < 30
-
-
-def test_hub_errors_are_input_errors():
-    assert issubclass(ParameterError, InputError)

@@ -57,7 +57,7 @@ def test_confusion_has_true_classes_in_rows_and_absent_classes_too():
 def test_text_holds_every_metric():
     rng = np.random.default_rng(0)
     values = metrics.score(np.arange(9) % 3, rng.dirichlet([1, 1, 1], 9), LABELS)
-    text = metrics.as_text(values)
+    text = metrics.as_text(values, LABELS)
     assert all(f"{value:.3f}" in text for value in values.values())
 
 

@@ -1,16 +1,11 @@
 """The way of a user, through the real tools: dvc repro, mlflow run, the registry, mlflow models serve."""
 
-import base64
-import contextlib
+import ast
 import io
 import json
-import os
-import signal
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
+import shutil
+import sys
+import sysconfig
 import zlib
 from pathlib import Path
 
@@ -21,7 +16,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from tests.conftest import environment, run_in, ultrasound
+from tests.conftest import run_in, ultrasound
+from tests.serving import ask, assert_served_as_evaluated, images, serving
 from ultrasound.images import prepared
 
 MODEL = "models:/breast-ultrasound@champion"
@@ -30,6 +26,12 @@ MODEL = "models:/breast-ultrasound@champion"
 def mlflow_run(project, entry_point, *parameters, **options):
     given = [part for parameter in parameters for part in ("-P", parameter)]
     return run_in(project, "mlflow", "run", ".", "-e", entry_point, "--env-manager", "local", *given, **options)
+
+
+def as_options(parameters):
+    return [
+        part for parameter in parameters for part in (f"--{parameter.partition('=')[0]}", parameter.partition("=")[2])
+    ]
 
 
 def client(project):
@@ -104,7 +106,7 @@ def test_validation_images_are_the_fold_and_no_test_image_is_seen(project: Path,
 
 
 def test_the_run_also_holds_system_metrics(project: Path):
-    mlflow_run(project, "main", "train.epochs=60", "train.patience=60", "model.name=resnet18")
+    mlflow_run(project, "main", "train.epochs=1", MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL="1")
     assert any(name.startswith("system/") for name in runs(project, "train")[-1].data.metrics)
 
 
@@ -147,19 +149,21 @@ def test_tune_leaves_a_parent_and_children_one_of_them_pruned(project: Path):
     names = {file.path for file in client(project).list_artifacts(parent.info.run_id)}
     assert {"best_params.yaml", "figures", "tables"} <= names
     assert "PRUNED" in output
-    again = mlflow_run(project, "tune", *options).stdout
+    again = ultrasound(project, "tune", *as_options(options)).stdout
     assert "holds its 4 trials already" in again
+    other = ultrasound(project, "tune", *as_options((*options, "train.fold=1")), expect=1)
+    assert "begun with other values of train.fold: choose a new tune.study" in other.stderr
     mlflow_run(project, "register", f"register.run={best.info.run_id}", "register.name=tuned")
     assert client(project).get_model_version_by_alias("tuned", "champion").tags["run_id"] == best.info.run_id
 
 
-def test_the_search_space_is_checked_before_the_first_trial(project: Path):
-    before = len(runs(project, "tune"))
-    space = "tune.space={train.learning_rate: {low: 0.001, high: 5.0}}"
-    assert "train.learning_rate=5.0" in mlflow_run(project, "tune", space, expect=1).stderr
-    unknown = "tune.space={train.learning_rat: {low: 0.001, high: 0.1}}"
-    assert "did you mean train.learning_rate?" in mlflow_run(project, "tune", unknown, expect=1).stderr
-    assert len(runs(project, "tune")) == before
+def test_a_study_whose_trials_all_fail_ends(project: Path):
+    storage = f"sqlite:///{project}/build/optuna.db"
+    study = optuna.create_study(study_name="failing", storage=storage, direction="maximize")
+    for _ in range(2):
+        study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    refused = ultrasound(project, "tune", "--tune.study", "failing", "--tune.trials", "2", expect=1)
+    assert "no trial came to an end" in refused.stderr
 
 
 def test_evaluate_scores_the_locked_test_set(project: Path, trained):
@@ -177,11 +181,40 @@ def test_evaluate_scores_the_locked_test_set(project: Path, trained):
     assert run.data.tags["evaluated_model"] == trained.data.tags["model_uri"]
 
 
-def test_a_model_prepared_otherwise_is_evaluated_with_its_own_preparation(project: Path, trained, tmp_path: Path):
+def test_evaluate_without_parameters_takes_the_latest_run_and_best_the_best(project: Path, trained):
+    ultrasound(project, "evaluate")
+    latest = runs(project, "evaluate")[-1].data.tags["evaluated_model"]
+    with_models = [run for verb in ("train", "trial") for run in runs(project, verb) if "model_uri" in run.data.tags]
+    assert latest == max(with_models, key=lambda run: run.info.start_time).data.tags["model_uri"]
+    ultrasound(project, "evaluate", "--evaluate.run", "best")
+    best = runs(project, "evaluate")[-1].data.tags["evaluated_model"]
+    scores = {run.data.tags["model_uri"]: run.data.metrics["best/macro_f1"] for run in with_models}
+    assert scores[best] == max(scores.values())
+
+
+def test_no_model_is_scored_on_a_split_that_it_was_not_trained_on(project: Path, registered, trained, tmp_path: Path):
+    """The old split's training images may be the new one's test images."""
+    other = tmp_path / "other"
+    shutil.copytree(project, other)
+    run_in(other, "sh", "-c", "sed 's/^  test_share: 0.2/  test_share: 0.3/' params.yaml > p && mv p params.yaml")
+    run_in(other, "dvc", "repro")
+    for verb in ("evaluate", "register"):
+        refused = ultrasound(other, verb, f"--{verb}.run", trained.info.run_id, expect=1)
+        assert "another split than today's" in refused.stderr
+        assert "no finished run" in ultrasound(other, verb, f"--{verb}.run", "best", expect=1).stderr
+    ultrasound(other, "train", "--train.epochs", "1")
+    verdict = ultrasound(other, "register").stdout
+    assert "Not champion" in verdict
+    assert "no test set is unseen by both" in verdict
+
+
+def test_a_model_prepared_otherwise_is_evaluated_with_its_own_preparation(
+    project: Path, trained, tmp_path: Path, monkeypatch
+):
     from ultrasound.tracking import models
 
-    os.chdir(project)
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
     data = prepared.read(Path("build/prepared"))
     table = pd.read_csv("build/catalog.csv", keep_default_na=False)
     other = prepared.write(table, data.samples, prepared.Preparation(48), tmp_path / "other")
@@ -210,6 +243,29 @@ def test_register_makes_one_version_a_run_and_the_better_one_is_champion(project
         assert tag in champion.tags
 
 
+def test_the_model_brings_its_own_code_and_needs_what_it_says(project: Path, registered):
+    """In a folder without the package, the model imports the copy that lies inside it, and only pinned packages."""
+    code = (
+        "import sys, mlflow, importlib.metadata as m; mlflow.pyfunc.load_model(sys.argv[1]); import ultrasound; "
+        "print(ultrasound.__file__); print(sorted({d for n in {k.split('.')[0] for k in sys.modules} "
+        "for d in m.packages_distributions().get(n, [])}))"
+    )
+    (project / "build/elsewhere").mkdir()
+    store = f"sqlite:///{project}/mlflow.db"
+    done = run_in(
+        project / "build/elsewhere", sys.executable, "-S", "-c",
+        f"import site, sys; site.ENABLE_USER_SITE = False; sys.path.append({site_packages()!r}); {code}", MODEL,
+        MLFLOW_TRACKING_URI=store, PYTHONPATH="",
+    )  # fmt: skip
+    where, loaded = done.stdout.strip().splitlines()[-2:]
+    assert "/artifacts/code/ultrasound/" in where
+    assert not {"accelerate", "kornia", "optuna", "dvc"} & set(ast.literal_eval(loaded))
+
+
+def site_packages():
+    return sysconfig.get_paths()["purelib"]
+
+
 def test_unknown_runs_and_runs_without_a_model_are_refused(project: Path, registered):
     assert "does not exist" in mlflow_run(project, "evaluate", "evaluate.run=0123abc", expect=1).stderr
     no_model = runs(project, "register")[-1].info.run_id
@@ -218,58 +274,12 @@ def test_unknown_runs_and_runs_without_a_model_are_refused(project: Path, regist
 
 @pytest.fixture(scope="module")
 def server(project, registered):
-    """The stock scoring server, which may not read a pickle."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        ["mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "-p", str(port)],
-        cwd=project, env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"), stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    try:
-        for _ in range(120):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                break
-            assert process.poll() is None, process.stdout.read().decode()
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def ask(url, body):
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def images(*contents):
-    rows = [[base64.b64encode(c).decode() if isinstance(c, bytes) else c] for c in contents]
-    return {"dataframe_split": {"columns": ["image"], "data": rows}}
+    with serving(project, MODEL) as url:
+        yield url
 
 
 def test_served_probabilities_are_those_of_evaluate(project: Path, trained, server):
-    mlflow_run(project, "evaluate", f"evaluate.run={trained.info.run_id}")
-    run = runs(project, "evaluate")[-1]
-    table = pd.read_csv(client(project).download_artifacts(run.info.run_id, "tables/predictions_test.csv"))
-    files = [(project / "build/phantoms" / f"{name}.png").read_bytes() for name in table["image_id"]]
-    answers = []
-    for start in range(0, len(files), 16):
-        status, answer = ask(server, images(*files[start : start + 16]))
-        assert status == 200
-        answers += answer["predictions"]
-    served = pd.DataFrame(answers)
-    columns = ["p_benign", "p_malignant", "p_normal"]
-    np.testing.assert_allclose(served[columns].to_numpy(), table[columns].to_numpy(), atol=1e-5)
-    assert served["label"].tolist() == table["predicted"].tolist()
-    assert set(served["model_version"]) == {"breast-ultrasound/1"}
-    assert "not a medical device" in served["notice"][0]
+    assert_served_as_evaluated(project, trained.info.run_id, project / "build/phantoms", server)
 
 
 def png(mode, size):

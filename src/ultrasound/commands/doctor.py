@@ -30,7 +30,8 @@ def run(params: Params) -> None:
         InputError: a check fails without which the main job cannot run.
     """
     checks: list[tuple[str, Callable[[Params], tuple[bool, str]]]] = [
-        ("Python", _python), ("packages", _packages), ("torch", _torch), ("data", _data), ("weights", _weights),
+        ("Python", _python), ("packages", _packages), ("torch", _torch), ("data", _data),
+        ("mirrors", _mirrors), ("weights", _weights),
         ("tracking", _tracking), ("disk", _disk),
     ]  # fmt: skip
     failed = []
@@ -79,24 +80,32 @@ def _data(params: Params) -> tuple[bool, str]:
         found = params.data.path is not None and Path(params.data.path).is_dir()
         return found, f"data.path {params.data.path} {'is there' if found else 'is no folder'}"
     if archive := os.environ.get("BUSI_ARCHIVE"):
-        return Path(archive).is_file(), f"BUSI_ARCHIVE {'is' if Path(archive).is_file() else 'names no file'}"
+        found = Path(archive).is_file()
+        return found, f"not yet there; BUSI_ARCHIVE {'is' if found else 'names no file'}"
+    found = any(_answers(url) for url in params.download.mirrors)
+    return found, "not yet there; " + ("a mirror answers" if found else "no mirror answers: set BUSI_ARCHIVE")
+
+
+def _mirrors(params: Params) -> tuple[bool, str]:
     answers = {urlsplit(url).netloc: _answers(url) for url in params.download.mirrors}
-    text = ", ".join(f"{host} {'answers' if answer else 'does not answer'}" for host, answer in answers.items())
-    return any(answers.values()), f"mirrors: {text}" + ("" if any(answers.values()) else "; set BUSI_ARCHIVE")
+    return True, ", ".join(f"{host} {'answers' if answer else 'does not answer'}" for host, answer in answers.items())
 
 
 def _weights(params: Params) -> tuple[bool, str]:
-    if params.model.weights != "imagenet":
-        return True, f"model.weights is {params.model.weights}, no hub needed"
     from huggingface_hub import constants
 
-    if _answers(constants.ENDPOINT):
-        return True, f"{constants.ENDPOINT} answers"
     from ultrasound.learning import backbone
 
-    if backbone.is_cached(params.model.name):
-        return True, f"no hub, but {params.model.name} is in its cache"
-    return False, f"{constants.ENDPOINT} does not answer: set model.weights to packaged, none or a path"
+    name, weights = params.model.name, params.model.weights
+    hub = _answers(constants.ENDPOINT)
+    text = f"{constants.ENDPOINT} {'answers' if hub else 'does not answer'}; model.weights is {weights}"
+    if weights == "imagenet":
+        fine = hub or backbone.is_cached(name)
+    elif weights == "packaged":
+        fine = name in backbone.PACKAGED
+    else:
+        fine = weights == "none" or Path(weights).is_file()
+    return fine, text + ("" if fine else f", which cannot be had for {name}: see model.weights in `train --help`")
 
 
 def _tracking(params: Params) -> tuple[bool, str]:
@@ -112,6 +121,7 @@ def _disk(params: Params) -> tuple[bool, str]:
 
 def _answers(url: str) -> bool:
     try:
-        return requests.head(url, timeout=TIMEOUT, allow_redirects=True).ok
+        requests.head(url, timeout=TIMEOUT)
     except requests.RequestException:
         return False
+    return True  # whatever it answers: some hosts refuse HEAD

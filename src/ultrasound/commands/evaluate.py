@@ -18,12 +18,12 @@ def run(params: Params) -> None:
     provenance.require_current(params)
     data = prepared.read(PREPARED)
     tags = provenance.tags(data)
-    found = runs.find(params.evaluate.run, {"data_digest": data.data_digest})
+    found = runs.find(params.evaluate.run, {key: tags[key] for key in provenance.DIGESTS})
     model_uri = found.data.tags[runs.MODEL_TAG]
     with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):
         evaluation = models.evaluate(model_uri, data, catalog.read(CATALOG))
     print(f"locked test set, {evaluation.confusion.sum()} images; run {found.info.run_name} ({found.info.run_id})")
-    print(scoring.as_text(evaluation.metrics))
+    print(scoring.as_text(evaluation.metrics, evaluation.labels))
     print("confusion matrix (true class in rows)")
     print(" " * 14 + "".join(f"{label:>11}" for label in evaluation.labels))
     for label, row in zip(evaluation.labels, evaluation.confusion, strict=True):

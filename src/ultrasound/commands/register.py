@@ -19,25 +19,26 @@ def run(params: Params) -> None:
     data = prepared.read(PREPARED)
     tags = provenance.tags(data)
     name = params.register_.name
-    digests = {"data_digest": data.data_digest, "split_digest": data.split_digest}
-    found = runs.find(params.register_.run, digests)
+    found = runs.find(params.register_.run, {key: tags[key] for key in provenance.DIGESTS})
     with runs.run("register", f"register-{found.info.run_name}", flatten(params, SECTIONS), tags):
 
-        def test_metrics(model_uri: str) -> dict[str, float]:
+        def evaluation(model_uri: str, title: str) -> models.Evaluation:
             known = models.evaluated(model_uri, data)
             if known is not None:
                 return known
-            with runs.child("evaluate", f"evaluate-{found.info.run_name}", {}, tags):
-                return models.evaluate(model_uri, data, catalog.read(CATALOG)).metrics
+            with runs.child("evaluate", f"evaluate-{title}", {}, tags):
+                return models.evaluate(model_uri, data, catalog.read(CATALOG))
 
-        metrics = test_metrics(found.data.tags[runs.MODEL_TAG])
-        champion = registry.champion(name)
-        standing = (champion, test_metrics(registry.model_uri(champion))) if champion else None
+        scored = evaluation(found.data.tags[runs.MODEL_TAG], found.info.run_name)
         carried = {key: found.data.tags[key] for key in (*tags, "seed")}
-        version = registry.version_of(found, name, carried)
-        verdict = registry.promote(version, metrics, standing)
+        version = registry.version_of(found, name, {**carried, "evaluation_run": scored.run_id})
+        champion = registry.champion(name)
+        standing = None
+        if champion and registry.is_comparable(champion, tags):
+            standing = evaluation(registry.model_uri(champion), f"{name}-{champion.version}").metrics
+        verdict = registry.promote(version, scored.metrics, champion, standing)
         runs.tag(registered_version=f"{name}/{version.version}", verdict=verdict.reason)
-    print(f"locked test set:\n{scoring.as_text(metrics)}")
+    print(f"locked test set:\n{scoring.as_text(scored.metrics, scored.labels)}")
     print(f"{name} version {version.version} from {found.info.run_name} ({found.info.run_id})")
     print(verdict.reason)
     if verdict.promoted:

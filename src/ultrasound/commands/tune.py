@@ -18,11 +18,11 @@ from ultrasound.images import prepared
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import search_space
 from ultrasound.learning.fitting import DivergedError, EpochResult
-from ultrasound.params import Params, flatten, override
+from ultrasound.params import Params, flatten
 from ultrasound.tracking import provenance, runs, training
 
 SECTIONS = ("tune", "model", "augment", "train")
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)  # a failed trial counts, or a bad space never ends
 
 
 def run(params: Params) -> None:
@@ -36,18 +36,19 @@ def run(params: Params) -> None:
     with runs.run(
         "tune", f"tune-{params.model.name}", flatten(params, ("data", "split", "preprocess", *SECTIONS)), tags
     ):
-        if len(study.get_trials(states=FINISHED)) < params.tune.trials:
+        if len(study.get_trials(states=ENDED)) < params.tune.trials:
             study.optimize(
                 lambda trial: _trial(trial, params, data, tags),
-                callbacks=[optuna.study.MaxTrialsCallback(params.tune.trials, states=FINISHED)],
+                callbacks=[optuna.study.MaxTrialsCallback(params.tune.trials, states=ENDED)],
                 catch=(DivergedError,),
             )
         else:
             print(f"study {study.study_name} holds its {params.tune.trials} trials already")
         _log_study(study)
+    best = _best(study)
     table = study.trials_dataframe(attrs=("number", "state", "value", "params"))
     print(table.rename(columns=lambda name: name.removeprefix("params_")).to_string(index=False))
-    print(f"best: trial {study.best_trial.number}, validation macro-F1 {study.best_value:.3f}, {study.best_params}")
+    print(f"best: trial {best.number}, validation macro-F1 {best.value:.3f}, {best.params}")
 
 
 def _study(params: Params, data: Prepared) -> optuna.Study:
@@ -60,15 +61,17 @@ def _study(params: Params, data: Prepared) -> optuna.Study:
         sampler=optuna.samplers.TPESampler(seed=settings.seed, n_startup_trials=settings.startup_trials),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=settings.startup_trials),
     )
-    known = study.user_attrs.get("split_digest", data.split_digest)
-    if known != data.split_digest:
-        raise InputError(f"study {settings.study} compares trials on another split ({known}): choose a new tune.study")
-    study.set_user_attr("split_digest", data.split_digest)
+    shared = {"data_digest": data.data_digest, "split_digest": data.split_digest, **search_space.fixed_values(params)}
+    known = study.user_attrs.get("shared", shared)
+    if known != shared:
+        changed = ", ".join(sorted(key for key in {*known, *shared} if known.get(key) != shared.get(key)))
+        raise InputError(f"study {settings.study} was begun with other values of {changed}: choose a new tune.study")
+    study.set_user_attr("shared", shared)
     return study
 
 
 def _trial(trial: optuna.Trial, params: Params, data: Prepared, tags: dict[str, str]) -> float:
-    chosen = override(params, search_space.suggest(trial, params.tune.space))
+    chosen = search_space.suggest(trial, params)
 
     def report(result: EpochResult) -> None:
         trial.report(result.validation["macro_f1"], result.epoch)
@@ -95,14 +98,21 @@ def _trial(trial: optuna.Trial, params: Params, data: Prepared, tags: dict[str, 
     return score
 
 
-def _log_study(study: optuna.Study) -> None:
-    if not study.get_trials(states=(TrialState.COMPLETE,)):
+def _best(study: optuna.Study) -> optuna.trial.FrozenTrial:
+    # The first of equals: it is the one whose model was kept.
+    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    if not complete:
         raise InputError("no trial came to an end: every one was pruned or failed, see the child runs")
-    runs.log_metrics({"macro_f1": study.best_value, "trial": study.best_trial.number}, "best")
-    runs.tag(best_trial=f"trial-{study.best_trial.number:03d}")
-    runs.log_parameters({f"best.{key}": value for key, value in study.best_params.items()})
+    return max(complete, key=lambda trial: (trial.value, -trial.number))
+
+
+def _log_study(study: optuna.Study) -> None:
+    best = _best(study)
+    runs.log_metrics({"macro_f1": best.value, "trial": best.number}, "best")
+    runs.tag(best_trial=f"trial-{best.number:03d}")
+    runs.log_parameters({f"best.{key}": value for key, value in best.params.items()})
     sections: dict[str, dict[str, object]] = {}
-    for key, value in study.best_params.items():
+    for key, value in best.params.items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
     runs.log_text(yaml.safe_dump(sections, sort_keys=False), "best_params.yaml")

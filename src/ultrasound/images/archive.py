@@ -56,7 +56,7 @@ def members(archive: zipfile.ZipFile, name: str) -> dict[str, zipfile.ZipInfo]:
     Raises:
         InputError: one of them is not.
     """
-    infos = [info for info in archive.infolist() if not info.is_dir() and not _litter(info.filename)]
+    infos = [info for info in archive.infolist() if not info.is_dir() and not is_litter(info.filename)]
     if len(infos) > MAX_MEMBERS:
         raise InputError(f"{name} holds {len(infos)} files, more than {MAX_MEMBERS}")
     if sum(info.file_size for info in infos) > MAX_BYTES:
@@ -128,5 +128,6 @@ def _why(error: requests.RequestException, timeout: float) -> str:
     return "broke off" if "broken" in str(error).lower() else "no connection"
 
 
-def _litter(path: str) -> bool:
+def is_litter(path: str) -> bool:
+    """Whether a file is one that an operating system leaves in folders."""
     return path.startswith("__MACOSX/") or PurePosixPath(path).name in {".DS_Store", "Thumbs.db"}

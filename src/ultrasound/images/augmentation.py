@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import kornia.augmentation as K
+import torch
 from torch import Tensor, nn
 
 
@@ -12,7 +13,7 @@ class Augmentation(nn.Module):
     Args:
         rotation: up to +- degrees, about the centre; the corners that come in are black, like a scanner's border.
         flip: probability of a left-right flip. Never up-down: the skin is above, shadows fall below.
-        contrast: factor in [1 - contrast, 1 + contrast].
+        contrast: distances from the image's mean are multiplied by a factor in [1 - contrast, 1 + contrast].
     """
 
     def __init__(self, rotation: float, flip: float, contrast: float) -> None:
@@ -20,10 +21,13 @@ class Augmentation(nn.Module):
         self.steps = nn.Sequential(
             K.RandomRotation(rotation, p=1.0 if rotation else 0.0),
             K.RandomHorizontalFlip(p=flip),
-            K.RandomContrast((1 - contrast, 1 + contrast), p=1.0 if contrast else 0.0),
         )
+        self.contrast = contrast
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 1, height, width) float in [0, 1] -> the same shape and range."""
-        result: Tensor = self.steps(images)
-        return result.clamp(0, 1)
+        moved: Tensor = self.steps(images)
+        mean = moved.mean(dim=(1, 2, 3), keepdim=True)
+        # kornia's RandomContrast multiplies the image itself, which is gain: it would change the mean.
+        factor = 1 + self.contrast * (2 * torch.rand_like(mean) - 1)
+        return (mean + factor * (moved - mean)).clamp(0, 1)

@@ -30,7 +30,9 @@ class Batches:
         self.batch_size = batch_size
 
     def __len__(self) -> int:
-        return -(-len(self.targets) // self.batch_size)
+        """Batches of a shuffled epoch."""
+        whole, rest = divmod(len(self.targets), self.batch_size)
+        return whole + (rest > 1)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, as (b, 1, height, width) uint8 and (b,) int64."""

@@ -70,7 +70,7 @@ def open_image(source: Path | bytes, name: str = "image") -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
     except FileNotFoundError:
-        raise InputError(f"{name} is missing") from None
+        raise InputError(f"{name} is missing: run `dvc repro --force download` if it was deleted") from None
     except UnidentifiedImageError:
         raise InputError(f"{name} is not a PNG or JPEG image") from None
     except Image.DecompressionBombError:

@@ -39,7 +39,7 @@ class Network(nn.Module):
     def __init__(self, name: str, classes: int, head_width: int, dropout: float) -> None:
         super().__init__()
         self.classes = classes
-        if name not in timm.list_models():
+        if not timm.is_model(name):
             near = " or ".join(difflib.get_close_matches(name, timm.list_models())) or "one of timm.list_models()"
             raise ParameterError(f"model.name={name!r} is no model of timm {timm.__version__}; did you mean {near}?")
         self.backbone = timm.create_model(name, pretrained=False, num_classes=0)
@@ -78,12 +78,26 @@ def create(name: str, weights: str, classes: int, head_width: int, dropout: floa
     if weights != "none":
         state = _weights(name, weights, network.backbone.state_dict())
         try:
-            network.backbone.load_state_dict(state)
-        except RuntimeError:
-            raise ParameterError(
-                f"model.weights={weights}: these are no weights of a {name} without classifier"
-            ) from None
+            network.backbone.load_state_dict(_without_classifier(name, state))
+        except (RuntimeError, TypeError, AttributeError):
+            raise ParameterError(f"model.weights={weights}: these are no weights of a {name}") from None
     return network
+
+
+def require_size(network: Network, size: int) -> None:
+    """Check that a network takes square images of `size` pixels.
+
+    Raises:
+        ParameterError: it does not, as most transformers at any size but their own.
+    """
+    parameter = next(network.parameters())
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 1, size, size, device=parameter.device))
+    except (AssertionError, RuntimeError) as error:
+        raise ParameterError(
+            f"this model cannot take images of {size}x{size} pixels ({error}): change preprocess.size or model.name"
+        ) from None
 
 
 def is_cached(name: str) -> bool:
@@ -101,13 +115,28 @@ def _weights(name: str, weights: str, own: dict[str, Tensor]) -> dict[str, Tenso
     file = Path(weights)
     if not file.is_file():
         raise ParameterError(f"model.weights={weights!r} is no file, and none of imagenet, packaged, none")
-    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Tensor] = (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
+    except Exception as error:  # pickle's, zip's and safetensors' readers each raise their own
+        raise ParameterError(f"model.weights={weights}: no readable weights file ({type(error).__name__})") from None
+    return state
+
+
+def _without_classifier(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Files of whole timm models also hold the layers that told ImageNet's classes apart.
+    layers = timm.get_pretrained_cfg(name).classifier or ()
+    dropped = tuple(f"{layer}." for layer in ((layers,) if isinstance(layers, str) else layers))
+    return {key: tensor for key, tensor in state.items() if not key.startswith(dropped)}
 
 
 def _from_hub(name: str) -> dict[str, Tensor]:
-    if not timm.is_model_pretrained(name):
-        raise ParameterError(f"model.weights=imagenet: timm has no pretrained weights for {name}")
-    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    repository = timm.get_pretrained_cfg(name).hf_hub_id if timm.is_model_pretrained(name) else None
+    if not repository:
+        raise ParameterError(f"model.weights=imagenet: timm has no pretrained weights for {name} on the hub")
     file = huggingface_hub.try_to_load_from_cache(repository, WEIGHTS_FILE)
     try:
         if not isinstance(file, str):

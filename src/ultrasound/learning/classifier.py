@@ -10,14 +10,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from ultrasound.errors import InputError
 from ultrasound.images.loading import Batches
 from ultrasound.images.preparation import Pixels, Preparation
 from ultrasound.learning.backbone import Network
-from ultrasound.learning.fitting import predict
 
 BATCH = 32
 
@@ -57,6 +58,19 @@ class Classifier:
             "data_digest": self.data_digest,
         }
         (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def predict(network: nn.Module, batches: Batches) -> NDArray[np.float64]:
+    """Class probabilities of every image, in full precision: (n, classes)."""
+    network.eval()
+    with torch.inference_mode():
+        return softmax(torch.cat([network(images.float() / 255) for images, _ in batches.in_order()]))
+
+
+def softmax(logits: Tensor) -> NDArray[np.float64]:
+    """Logits on any device -> probabilities in double precision: (n, classes)."""
+    probabilities: NDArray[np.float64] = logits.double().softmax(dim=1).cpu().numpy()
+    return probabilities
 
 
 def load(folder: Path) -> Classifier:

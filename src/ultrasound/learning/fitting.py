@@ -19,6 +19,7 @@ from ultrasound.errors import InputError, ParameterError
 from ultrasound.images.augmentation import Augmentation
 from ultrasound.images.loading import Batches
 from ultrasound.learning.backbone import Network
+from ultrasound.learning.classifier import softmax
 from ultrasound.params import Augment, Train
 
 # (class numbers (n,), probabilities (n, classes)) -> metrics by name
@@ -120,7 +121,7 @@ def fit(
             targets.append(target)
             on_step()
         seen = torch.cat(targets)
-        train_probabilities = _probabilities(torch.cat(logits))  # waits for the device, so the clock is right
+        train_probabilities = softmax(torch.cat(logits))  # waits for the device, so the clock is right
         speed = len(seen) / (time.perf_counter() - started)
         train_metrics = {
             "loss": float(torch.stack(losses).sum()) / len(seen),
@@ -141,18 +142,11 @@ def fit(
     network.load_state_dict(best_state)
 
 
-def predict(network: nn.Module, batches: Batches) -> NDArray[np.float64]:
-    """Class probabilities of every image in full precision: (n, classes) float64."""
-    network.eval()
-    with torch.inference_mode():
-        return _probabilities(torch.cat([network(images.float() / 255) for images, _ in batches.in_order()]))
-
-
 def _evaluate(model: nn.Module, batches: Batches, loss_of: nn.Module) -> tuple[NDArray[np.float64], float]:
     model.eval()
     with torch.inference_mode():
         logits = torch.cat([model(images.float() / 255) for images, _ in batches.in_order()]).float()
-        return _probabilities(logits), float(loss_of(logits, batches.targets))
+        return softmax(logits), float(loss_of(logits, batches.targets))
 
 
 class _Schedule:
@@ -186,11 +180,6 @@ def _class_weights(targets: Tensor, classes: int, kind: str) -> Tensor | None:
         return None
     counts = torch.bincount(targets, minlength=classes).float()
     return counts.sum() / (classes * counts.clamp(min=1))
-
-
-def _probabilities(logits: Tensor) -> NDArray[np.float64]:
-    probabilities: NDArray[np.float64] = logits.double().softmax(dim=1).cpu().numpy()
-    return probabilities
 
 
 def _numpy(targets: Tensor) -> NDArray[np.int64]:

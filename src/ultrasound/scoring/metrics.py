@@ -69,13 +69,12 @@ def confusion(targets: Targets, probabilities: Probabilities) -> NDArray[np.int6
     return np.asarray(sk.confusion_matrix(targets, probabilities.argmax(1), labels=range(probabilities.shape[1])))
 
 
-def as_text(values: Mapping[str, float]) -> str:
+def as_text(values: Mapping[str, float], labels: Sequence[str]) -> str:
     """The metrics as lines to print: those of the whole first, then a table of the single classes."""
-    whole = [name for name in values if name in METRICS]
-    lines = [f"  {name:<18} {values[name]:.3f}" for name in whole]
+    lines = [f"  {name:<18} {values[name]:.3f}" for name in METRICS]
     lines.append(" " * 13 + "".join(f"{name:>10}" for name in CLASS_METRICS))
-    for label in dict.fromkeys(name.partition("_")[2] for name in values if name.partition("_")[0] in CLASS_METRICS):
-        row = [values.get(f"{name}_{label}", float("nan")) for name in CLASS_METRICS]
+    for label in labels:
+        row = [values[f"{name}_{label}"] for name in CLASS_METRICS]
         lines.append(f"  {label:<11}" + "".join(f"{value:>10.3f}" for value in row))
     return "\n".join(lines)
 

@@ -26,10 +26,11 @@ from ultrasound.scoring import figures, metrics
 from ultrasound.tracking import runs
 
 PACKAGE = Path(__file__).parents[1]
+REPORT = "evaluation"
 # What the served model imports; pinned in the model to the versions that made it.
 REQUIREMENTS = (
-    "mlflow", "torch", "torchvision", "timm", "accelerate", "kornia", "numpy", "pandas", "pillow", "pydantic",
-    "pyyaml", "requests", "safetensors", "scipy", "tqdm",
+    "mlflow", "torch", "torchvision", "timm", "huggingface-hub", "numpy", "pandas", "pillow", "pyyaml", "requests",
+    "safetensors",
 )  # fmt: skip
 
 
@@ -111,15 +112,15 @@ def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame) -> Evalu
     report = {"model_uri": model_uri, "images": len(rows), "metrics": values, "labels": list(model.labels),
               "confusion": confusion.tolist(), "data_digest": prepared.data_digest,
               "split_digest": prepared.split_digest}  # fmt: skip
-    runs.log_report(report, "evaluation")
+    runs.log_report(report, REPORT)
     runs.tag(evaluated_model=model_uri)
     active = mlflow.active_run()
     assert active is not None  # logging above would have failed
     return Evaluation(values, confusion, model.labels, active.info.run_id)
 
 
-def evaluated(model_uri: str, prepared: Prepared) -> dict[str, float] | None:
-    """Test metrics of a model from an earlier evaluation on the same data and split, if there is one."""
+def evaluated(model_uri: str, prepared: Prepared) -> Evaluation | None:
+    """The evaluation of a model on the same data and split from an earlier run, if there is one."""
     found = mlflow.search_runs(
         filter_string=f"tags.evaluated_model = '{model_uri}' AND tags.data_digest = '{prepared.data_digest}' "
         f"AND tags.split_digest = '{prepared.split_digest}' AND attributes.status = 'FINISHED'",
@@ -127,9 +128,9 @@ def evaluated(model_uri: str, prepared: Prepared) -> dict[str, float] | None:
     )  # fmt: skip
     if not found:
         return None
-    return {
-        name.removeprefix("test/"): value for name, value in found[0].data.metrics.items() if name.startswith("test/")
-    }
+    run_id = found[0].info.run_id
+    report = mlflow.artifacts.load_dict(f"runs:/{run_id}/{REPORT}.json")
+    return Evaluation(report["metrics"], np.array(report["confusion"]), tuple(report["labels"]), run_id)
 
 
 def predictions(samples: pd.DataFrame, labels: tuple[str, ...], probabilities: NDArray[np.float64]) -> pd.DataFrame:

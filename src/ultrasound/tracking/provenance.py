@@ -14,6 +14,7 @@ from ultrasound.images.prepared import Prepared
 from ultrasound.params import Params, flatten
 
 DVC_LOCK = Path("dvc.lock")
+DIGESTS = ("data_digest", "split_digest")  # tags that must be equal where scores are compared
 
 
 def tags(prepared: Prepared) -> dict[str, str]:
@@ -48,6 +49,8 @@ def require_current(params: Params) -> None:
     for stage in yaml.safe_load(DVC_LOCK.read_text()).get("stages", {}).values():
         for section, values in stage.get("params", {}).get("params.yaml", {}).items():
             for key, used in values.items():
+                if section == "download":
+                    continue  # whence the images come does not change them
                 if now.get(f"{section}.{key}") != used:
                     raise InputError(
                         f"{section}.{key} is {now.get(f'{section}.{key}')!r}, but build/ was made with {used!r}: "

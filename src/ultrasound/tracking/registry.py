@@ -9,6 +9,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
+from ultrasound.tracking.provenance import DIGESTS
 from ultrasound.tracking.runs import MODEL_TAG
 
 CHAMPION = "champion"
@@ -50,26 +51,39 @@ def champion(name: str) -> ModelVersion | None:
         raise
 
 
+def is_comparable(version: ModelVersion, tags: Mapping[str, str]) -> bool:
+    """Whether a version was trained on today's data and split, so that today's test set is unseen by it."""
+    return all(version.tags.get(key) == tags[key] for key in DIGESTS)
+
+
 def promote(
-    version: ModelVersion, metrics: Mapping[str, float], standing: tuple[ModelVersion, Mapping[str, float]] | None
+    version: ModelVersion,
+    metrics: Mapping[str, float],
+    champion: ModelVersion | None,
+    standing: Mapping[str, float] | None,
 ) -> Verdict:
     """Make `version` champion if none stands, or if its macro-F1 on the same test set is higher.
 
     Args:
         metrics: the version's test metrics.
-        standing: the present champion and its metrics on the same data and split; None where there is none.
+        champion: the version that holds the alias now, if there is one.
+        standing: its metrics on the same test set; None where it may have been trained on images of that set.
     """
     new = f"macro-F1 on the test set {metrics['macro_f1']:.3f}"
-    if standing is None:
+    if champion is None:
         verdict = Verdict(True, f"Champion, as the first version: {new}.")
-    elif standing[0].version == version.version:
+    elif champion.version == version.version:
         verdict = Verdict(True, f"Champion, and was it before: {new}.")
-    elif metrics["macro_f1"] > standing[1]["macro_f1"]:
-        verdict = Verdict(True, f"Champion: {new}, version {standing[0].version} had {standing[1]['macro_f1']:.3f}.")
-    else:
+    elif standing is None:
         verdict = Verdict(
-            False, f"Not champion: {new}, version {standing[0].version} has {standing[1]['macro_f1']:.3f}."
+            False,
+            f"Not champion: {new}, but version {champion.version} was trained on other data or another split, so no "
+            "test set is unseen by both. To replace it, move the alias by hand in the MLflow UI.",
         )
+    elif metrics["macro_f1"] > standing["macro_f1"]:
+        verdict = Verdict(True, f"Champion: {new}, version {champion.version} had {standing['macro_f1']:.3f}.")
+    else:
+        verdict = Verdict(False, f"Not champion: {new}, version {champion.version} has {standing['macro_f1']:.3f}.")
     client = mlflow.MlflowClient()
     client.set_model_version_tag(version.name, version.version, "test_macro_f1", f"{metrics['macro_f1']:.4f}")
     client.update_model_version(version.name, version.version, description=verdict.reason)

@@ -12,6 +12,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Run
+from mlflow.environment_variables import (
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL,
+)
 
 from ultrasound import NOTICE
 from ultrasound.errors import InputError
@@ -39,12 +44,12 @@ def run(verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, 
     Raises:
         InputError: the tracking store cannot hold artifacts of this process.
     """
-    mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-    with mlflow.start_run(run_name=name, log_system_metrics=True) as active:
+    if not MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.defined:
+        mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
+    with mlflow.start_run(run_name=name, log_system_metrics=True) as active, _reason_of_failure():
         _describe(active.info.run_id, verb, parameters, tags)
         _require_artifact_store(active.info.artifact_uri)
-        with _reason_of_failure():
-            yield active.info.run_id
+        yield active.info.run_id
 
 
 @contextmanager
@@ -116,10 +121,11 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
 
     Args:
         which: `best` (highest `SCORE`), `latest`, or a run id.
-        tags: what `best` and `latest` must carry, such as the digests of data and split.
+        tags: what the run must carry. With the digests of data and split, no model is found that may have been
+            trained on images that are test images today.
 
     Raises:
-        InputError: there is no such run, or it has no model.
+        InputError: there is no such run, it has no model, or it does not carry the tags.
     """
     if which not in ("best", "latest"):
         try:
@@ -128,12 +134,14 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
             raise InputError(f"run {which!r} does not exist in {mlflow.get_tracking_uri()}") from None
         if MODEL_TAG not in found.data.tags:
             raise InputError(f"run {which} has no model: it is no finished run of train or of a trial")
+        if any(found.data.tags.get(name) != value for name, value in tags.items()):
+            raise InputError(f"run {which} was trained on other data or another split than today's: train anew")
         return found
     wanted = [f"tags.{name} = '{value}'" for name, value in tags.items()] + [f"tags.{MODEL_TAG} LIKE '%'"]
-    order = f"metrics.`{SCORE}` DESC" if which == "best" else "attributes.start_time DESC"
+    order = [f"metrics.`{SCORE}` DESC"] if which == "best" else []
     runs: list[Run] = mlflow.search_runs(
         filter_string=" AND ".join([*wanted, "attributes.status = 'FINISHED'"]),
-        order_by=[order, "attributes.start_time DESC"], search_all_experiments=True, max_results=1,
+        order_by=[*order, "attributes.start_time DESC"], search_all_experiments=True, max_results=1,
         output_format="list",
     )  # fmt: skip
     if not runs:
@@ -145,7 +153,9 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
 
 
 def check_store() -> tuple[bool, str]:
-    """Whether the tracking store answers, and its address."""
+    """Whether the tracking store answers within seconds, and its address."""
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
+    MLFLOW_HTTP_REQUEST_TIMEOUT.set(5)
     try:
         mlflow.search_experiments(max_results=1)
     except Exception as error:  # a store's driver raises its own

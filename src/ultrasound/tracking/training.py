@@ -14,7 +14,7 @@ from ultrasound.images import splitting
 from ultrasound.images.loading import Batches
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import backbone, fitting
-from ultrasound.learning.classifier import Classifier
+from ultrasound.learning.classifier import Classifier, predict
 from ultrasound.learning.fitting import EpochResult
 from ultrasound.params import Params
 from ultrasound.scoring import figures, metrics
@@ -65,9 +65,9 @@ def train(
     architecture: dict[str, str | int | float] = {
         "name": settings.name, "classes": len(labels), "head_width": settings.head_width, "dropout": settings.dropout,
     }  # fmt: skip
-    network = backbone.create(settings.name, settings.weights, len(labels), settings.head_width, settings.dropout).to(
-        device.device
-    )
+    network = backbone.create(settings.name, settings.weights, len(labels), settings.head_width, settings.dropout)
+    backbone.require_size(network, prepared.preparation.size)
+    network = network.to(device.device)
     targets = prepared.samples["label"].map(labels.index).to_numpy(dtype=np.int64)
     rows = {
         "training": prepared.rows(splitting.DEVELOPMENT, params.train.fold, without=True),
@@ -90,6 +90,8 @@ def train(
                             macro_f1=f"{result.validation['macro_f1']:.3f}")  # fmt: skip
             on_epoch(result)
     best = max((result for result in history if result.is_best), key=lambda result: result.epoch)
+    if device.mixed_precision != "no":  # what is reported is what the saved model says, in full precision
+        best = best._replace(probabilities=predict(network, validation))
     model = Classifier(network, labels, prepared.preparation, architecture, prepared.data_digest)
     return Trained(model, best, history, rows["validation"], targets[rows["validation"]])
 

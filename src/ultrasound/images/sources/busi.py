@@ -40,8 +40,8 @@ def fetch(data: Data, download: Download, data_folder: Path, build_folder: Path)
     expected = dict(pd.read_csv(MANIFEST)[["path", "rgb_sha256"]].itertuples(index=False, name=None))
     home = data_folder / FOLDER
     if home.is_dir() and any(home.iterdir()):
-        paths = [file.relative_to(home).as_posix() for file in home.rglob("*") if file.is_file()]
-        return Release(home, _verified(home, paths, expected))
+        paths = (file.relative_to(home).as_posix() for file in home.rglob("*") if file.is_file())
+        return Release(home, _verified(home, [path for path in paths if not archive.is_litter(path)], expected))
     with _staging(data_folder.absolute().parent) as staging:
         if given := os.environ.get("BUSI_ARCHIVE"):
             if not Path(given).is_file():

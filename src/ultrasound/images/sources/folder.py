@@ -1,4 +1,7 @@
-"""Anyone's own images: one folder a class, masks beside the images as in BUSI (`NAME.png`, `NAME_mask.png`)."""
+"""Anyone's own images: one folder a class, masks beside the images as in BUSI (`NAME.png`, `NAME_mask.png`).
+
+DVC does not watch that folder: after a change there, run `dvc repro --force download`.
+"""
 
 from __future__ import annotations
 
