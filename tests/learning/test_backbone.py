@@ -90,9 +90,8 @@ def test_a_size_that_the_model_cannot_take_is_refused():
 
 
 def test_a_model_without_weights_on_the_hub_is_refused_at_once():
-    name = next(name for name in timm.list_models() if not timm.is_model_pretrained(name))
     with pytest.raises(ParameterError, match="no pretrained weights"):
-        backbone.create(name, "imagenet", 3, 8, 0.1)
+        backbone.create("efficientnet_b0_g8_gn", "imagenet", 3, 8, 0.1)
 
 
 @pytest.mark.parametrize(

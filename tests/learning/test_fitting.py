@@ -43,7 +43,7 @@ def fit(stripes, network=None, **train):
 
 
 def test_learns_and_ends_with_the_weights_of_the_best_epoch(stripes):
-    network, results, validation = fit(stripes, epochs=6)
+    network, results, validation = fit(stripes, epochs=25, patience=25)
     results = list(results)
     best = [result for result in results if result.is_best][-1]
     assert best.validation["macro_f1"] == max(result.validation["macro_f1"] for result in results) > 0.8

@@ -29,9 +29,7 @@ def mlflow_run(project, entry_point, *parameters, **options):
 
 
 def as_options(parameters):
-    return [
-        part for parameter in parameters for part in (f"--{parameter.partition('=')[0]}", parameter.partition("=")[2])
-    ]
+    return [f"--{parameter}" for parameter in parameters]  # --train.epochs=5
 
 
 def client(project):
