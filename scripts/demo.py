@@ -32,13 +32,13 @@ EXPECTED_MACRO_F1 = 0.85  # on the phantoms' test set
 
 # What differs from params.yaml: phantoms, real ImageNet weights without a hub, and sizes for two CPU cores.
 SMALL: dict[str, dict[str, Any]] = {
-    "data": {"source": "phantom", "count": 180},
+    "data": {"source": "phantom", "count": 300},
     "preprocess": {"size": 128},
     "model": {"name": "tf_efficientnet_lite0", "weights": "packaged", "head_width": 64},
     "train": {"epochs": 8, "batch_size": 16, "learning_rate": 0.001},
     "tune": {"trials": 3},
 }
-TUNING = ["-P", "train.epochs=3"]
+TUNING = ["-P", "train.epochs=5"]
 
 
 def main() -> None:

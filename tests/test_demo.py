@@ -12,7 +12,7 @@ def test_the_demo_goes_all_the_way_and_leaves_nothing_running():
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     summary = dict(line.split(maxsplit=1) for line in done.stdout.split("=== summary ===")[1].splitlines()[1:8] if line)
-    assert summary["images"] == "60 benign, 60 malignant, 60 normal"
+    assert summary["images"] == "100 benign, 100 malignant, 100 normal"
     assert "alias champion" in summary["registry"]
     answer = json.loads(summary["server"].split(" -> ")[1])
     assert answer["model_version"] == "breast-ultrasound/1"
