@@ -79,12 +79,17 @@ class Verb(click.Command):
             rows = []
             for key, kind, text in params.known():
                 if key.startswith(f"{section}."):
-                    now = f"  [{current[key]}]" if key in current else ""
+                    now = f"  [{_short(current[key])}]" if key in current else ""
                     rows.append((f"--{key} {kind.upper() if '|' not in kind else kind}", text + now))
             with formatter.section(f"{section} (params.yaml)"):
                 formatter.write_dl(rows, col_max=40)
         with formatter.section("also"):
             formatter.write_dl([("--help", "show this text"), ("--SECTION.KEY VALUE", "any other key of params.yaml")])
+
+
+def _short(value: Any) -> str:
+    text = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    return text if len(text) <= 50 else "see params.yaml"
 
 
 def _option(key: str, kind: str, text: str) -> click.Option:
