@@ -19,6 +19,7 @@ def test_a_prepared_project_that_needs_no_hub_is_fine(project):
         (["--model.weights", "nofile.pth"], {}, "weights"),
         (["--model.weights", "packaged", "--model.name", "resnet50"], {}, "weights"),
         (["--model.weights", "imagenet"], {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": "nowhere"}, "weights"),
+        (["--model.name", "resnt50", "--model.weights", "imagenet"], {"HF_ENDPOINT": "http://127.0.0.1:9"}, "weights"),
         (["--train.device", "cuda"], {"CUDA_VISIBLE_DEVICES": ""}, "torch"),
         ([], {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "tracking"),
     ],

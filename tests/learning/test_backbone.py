@@ -82,6 +82,18 @@ def test_files_that_hold_no_weights(suffix, content, tmp_path):
         backbone.create("resnet18", str(tmp_path / "list.pth"), 3, 8, 0.1)
 
 
+@pytest.mark.parametrize("name", ["resnt50", "efficientnet_b0_g8_gn", "resnet18"])
+def test_whether_weights_are_cached_can_be_asked_of_any_name(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert backbone.is_cached(name) is False
+
+
+def test_own_weights_of_a_model_that_timm_never_trained(tmp_path):
+    name = "efficientnet_b0_g8_gn"
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "w.pth")
+    assert backbone.create(name, str(tmp_path / "w.pth"), 3, 8, 0.1).classes == 3
+
+
 def test_a_size_that_the_model_cannot_take_is_refused():
     network = backbone.create("vit_tiny_patch16_224", "none", 3, 8, 0.1)
     backbone.require_size(network, 224)

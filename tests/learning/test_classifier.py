@@ -38,6 +38,11 @@ def test_missing_and_damaged_parts_are_named(saved, tmp_path):
     _, folder = saved
     with pytest.raises(InputError, match=r"classifier\.json is missing"):
         classifier.load(tmp_path)
+    weights = (folder / "weights.safetensors").read_bytes()
+    (folder / "weights.safetensors").write_bytes(weights[:1000])
+    with pytest.raises(InputError, match="damaged"):
+        classifier.load(folder)
+    (folder / "weights.safetensors").write_bytes(weights)
     facts = json.loads((folder / "classifier.json").read_text())
     (folder / "classifier.json").write_text(
         json.dumps(facts | {"architecture": facts["architecture"] | {"head_width": 9}})

@@ -81,7 +81,7 @@ def _data(params: Params) -> tuple[bool, str]:
         return found, f"data.path {params.data.path} {'is there' if found else 'is no folder'}"
     if archive := os.environ.get("BUSI_ARCHIVE"):
         found = Path(archive).is_file()
-        return found, f"not yet there; BUSI_ARCHIVE {'is' if found else 'names no file'}"
+        return found, f"not yet there; BUSI_ARCHIVE names {'the archive' if found else 'no file'}"
     found = any(_answers(url) for url in params.download.mirrors)
     return found, "not yet there; " + ("a mirror answers" if found else "no mirror answers: set BUSI_ARCHIVE")
 

@@ -1,7 +1,8 @@
 """Make a version of the registered model from a run's model, and let it become champion if it is better.
 
 Run as `mlflow run . -e register --env-manager local`, or alone: `python -m ultrasound register`. The version is
-evaluated on the locked test set first, and so is a champion that was not yet evaluated on today's data and split.
+evaluated on the locked test set first. A champion that was trained on other data or another split is not compared: it
+may have seen images of today's test set.
 """
 
 from ultrasound.commands import CATALOG, PREPARED

@@ -90,8 +90,8 @@ def _trial(trial: optuna.Trial, params: Params, data: Prepared, tags: dict[str, 
             runs.tag(trial_state="pruned", trial_reason=str(reason))
         else:
             score = trained.best.validation["macro_f1"]
-            before = [other.value for other in trial.study.get_trials(states=(TrialState.COMPLETE,))]
-            training.log(trained, data, with_model=all(value is None or score > value for value in before))
+            before = trial.study.get_trials(states=(TrialState.COMPLETE,))
+            training.log(trained, data, with_model=all(score > other.value for other in before))
             runs.tag(trial_state="complete")
     if pruned:
         raise pruned

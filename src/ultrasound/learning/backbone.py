@@ -102,9 +102,8 @@ def require_size(network: Network, size: int) -> None:
 
 def is_cached(name: str) -> bool:
     """Whether the hub's ImageNet weights of a model are on this machine already."""
-    return isinstance(
-        huggingface_hub.try_to_load_from_cache(timm.get_pretrained_cfg(name).hf_hub_id, WEIGHTS_FILE), str
-    )
+    repository = _hub_repository(name)
+    return repository is not None and isinstance(huggingface_hub.try_to_load_from_cache(repository, WEIGHTS_FILE), str)
 
 
 def _weights(name: str, weights: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,14 +127,20 @@ def _weights(name: str, weights: str, own: dict[str, Tensor]) -> dict[str, Tenso
 
 def _without_classifier(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     # Files of whole timm models also hold the layers that told ImageNet's classes apart.
-    layers = timm.get_pretrained_cfg(name).classifier or ()
+    config = timm.get_pretrained_cfg(name)
+    layers = (config.classifier if config else None) or ()
     dropped = tuple(f"{layer}." for layer in ((layers,) if isinstance(layers, str) else layers))
     return {key: tensor for key, tensor in state.items() if not key.startswith(dropped)}
 
 
+def _hub_repository(name: str) -> str | None:
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) and timm.is_model_pretrained(name) else None
+    return (config.hf_hub_id or None) if config else None
+
+
 def _from_hub(name: str) -> dict[str, Tensor]:
-    repository = timm.get_pretrained_cfg(name).hf_hub_id if timm.is_model_pretrained(name) else None
-    if not repository:
+    repository = _hub_repository(name)
+    if repository is None:
         raise ParameterError(f"model.weights=imagenet: timm has no pretrained weights for {name} on the hub")
     file = huggingface_hub.try_to_load_from_cache(repository, WEIGHTS_FILE)
     try:

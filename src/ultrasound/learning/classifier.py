@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -85,7 +86,7 @@ def load(folder: Path) -> Classifier:
         network.load_state_dict(load_file(folder / "weights.safetensors"))
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no classifier: {Path(error.filename or '').name} is missing") from None
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"the classifier in {folder} is damaged: {error}") from None
     return Classifier(
         network.eval().requires_grad_(False),
