@@ -30,7 +30,18 @@ class Verbs(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Verbs in the order in which they are used."""
-        order = ["doctor", "download", "split", "preprocess", "train", "tune", "evaluate", "register"]
+        order = [
+            "doctor",
+            "download",
+            "split",
+            "preprocess",
+            "report",
+            "leakage",
+            "train",
+            "tune",
+            "evaluate",
+            "register",
+        ]
         found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
         return sorted(found, key=lambda verb: (order.index(verb) if verb in order else len(order), verb))
 

@@ -67,7 +67,9 @@ class Split(Section):
     """Near-duplicates, test set and folds."""
 
     test_share: float = Field(gt=0, lt=0.9, description="share of the groups that is locked away as the test set")
+    test_set: str = Field(description="CSV file of images (column pixels) that are test images once and for all")
     folds: int = Field(ge=2, le=20, description="grouped, stratified folds of the development images")
+    conflicts: Literal["exclude", "keep"] = Field(description="groups of near-duplicates under several labels")
     hash_distance: int = Field(ge=0, le=64, description="perceptual hashes this close (bits of 64) are candidates")
     correlation: float = Field(gt=0, le=1, description="candidates that correlate at least so are near-duplicates")
     seed: Seed = Field(description="seed of the assignment to test set and folds")
@@ -77,6 +79,7 @@ class Preprocess(Section):
     """The pixels that a model sees."""
 
     size: int = Field(ge=32, le=1024, description="side of the prepared square images, pixels")
+    crop: bool = Field(description="cut off black borders and scanner rulers first")
 
 
 class Model(Section):
@@ -155,6 +158,16 @@ class Register(Section):
     run: str = Field(description="run whose model becomes a version: best (validation macro-F1), latest, or a run id")
 
 
+class Leakage(Section):
+    """What random folds pretend."""
+
+    recipe: Literal["probe", "finetune"] = Field(description="frozen features + logistic regression, or all of train")
+    backbone: Name = Field(description="recipe probe: timm model of the features")
+    weights: str = Field(description="recipe probe: its weights, as model.weights")
+    seeds: Count = Field(description="repetitions, each with other folds: seeds 0, 1, 2 ...")
+    resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples of the 95 % intervals")
+
+
 class Params(Section):
     """All of params.yaml."""
 
@@ -166,6 +179,7 @@ class Params(Section):
     augment: Augment
     train: Train
     tune: Tune
+    leakage: Leakage
     evaluate: Evaluate
     register_: Register = Field(alias="register")
 
@@ -261,7 +275,13 @@ def _type_in_words(annotation: Any) -> str:
     text = str(annotation)
     if "Literal" in text:
         return "|".join(annotation.__args__)
-    for needle, word in (("dict", "mapping"), ("tuple", "list"), ("float", "number"), ("int", "integer")):
+    for needle, word in (
+        ("bool", "true|false"),
+        ("dict", "mapping"),
+        ("tuple", "list"),
+        ("float", "number"),
+        ("int", "integer"),
+    ):
         if needle in text:
             return word
     return "text"

@@ -6,6 +6,9 @@ DATA = Path("data")  # the published release, pinned by data.dvc
 BUILD = Path("build")  # everything that a stage makes
 CATALOG = BUILD / "catalog.csv"
 SPLITS = BUILD / "splits.csv"
+DUPLICATES = BUILD / "duplicates.csv"
+TEST_SET = BUILD / "test_set.csv"
+REPORT = BUILD / "data-report.html"
 PREPARED = BUILD / "prepared"
 
 STAGES = {"data", "download", "split", "preprocess"}  # sections of params.yaml that DVC's stages read
