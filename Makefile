@@ -31,6 +31,12 @@ lock: setup  ## pin the dependencies of pyproject.toml anew in requirements.txt
 	$(RUN) uv pip compile --universal --quiet --upgrade --python-version 3.11 --no-emit-index-url --extra dev \
 		pyproject.toml -o requirements.txt
 
+data-card: setup  ## write the numbers of the data card and README anew (dvc repro, leakage)
+	$(RUN) dvc repro && mlflow run . -e leakage --env-manager local && python scripts/data_card.py
+
+bench: setup  ## measure the near-duplicate search: recall by kind of copy, and time by number of images
+	$(RUN) python scripts/bench.py copies && python scripts/bench.py audit
+
 doctor: setup  ## say what this machine can do
 	$(RUN) python -m ultrasound doctor
 
@@ -40,4 +46,4 @@ ui: setup  ## open the MLflow UI on http://127.0.0.1:5000
 serve: setup  ## serve the champion on http://127.0.0.1:5001
 	$(RUN) mlflow models serve -m models:/breast-ultrasound@champion --env-manager local -p 5001
 
-.PHONY: help setup demo test lint lock doctor ui serve
+.PHONY: help setup demo test lint lock data-card bench doctor ui serve

@@ -39,7 +39,17 @@ def environment(**extra: str) -> dict[str, str]:
 
 def copy_project(folder: Path, parameters: dict[str, dict[str, Any]]) -> Path:
     """Copy the tracked files to `folder` and lay `parameters` over params.yaml."""
-    for name in ("src", "MLproject", "conda.yaml", "dvc.yaml", "params.yaml", "data.dvc", ".dvc", ".dvcignore"):
+    for name in (
+        "src",
+        "MLproject",
+        "conda.yaml",
+        "dvc.yaml",
+        "params.yaml",
+        "data.dvc",
+        "test_set.csv",
+        ".dvc",
+        ".dvcignore",
+    ):
         source = PROJECT / name
         if source.is_dir():
             ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache", "*.egg-info")

@@ -70,8 +70,8 @@ class Split(Section):
     test_set: str = Field(description="CSV file of images (column pixels) that are test images once and for all")
     folds: int = Field(ge=2, le=20, description="grouped, stratified folds of the development images")
     conflicts: Literal["exclude", "keep"] = Field(description="groups of near-duplicates under several labels")
-    hash_distance: int = Field(ge=0, le=64, description="perceptual hashes this close (bits of 64) are candidates")
-    correlation: float = Field(gt=0, le=1, description="candidates that correlate at least so are near-duplicates")
+    inliers: int = Field(ge=4, description="near-duplicates: fewest keypoints that agree with one alignment")
+    correlation: float = Field(gt=0, le=1, description="near-duplicates: least correlation of the tissue under it")
     seed: Seed = Field(description="seed of the assignment to test set and folds")
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 import ultrasound
 from ultrasound.errors import InputError
-from ultrasound.images.preparation import Preparation, lesion, open_image, pixel_hash
+from ultrasound.images.preparation import Preparation, content_box, lesion, open_image, pixel_hash
+from ultrasound.images.sources.phantom import phantom
 
 GREY = np.random.default_rng(0).integers(0, 256, (40, 60), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -161,11 +162,14 @@ def test_damage_anywhere_is_refused_or_harmless_but_never_another_error(data):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.integers(1, 90), st.integers(1, 90), st.integers(32, 80), st.sampled_from(["L", "RGB", "1"]), st.integers(0, 255)
-)
-def test_any_image_becomes_a_grey_square_of_the_wanted_size_and_keeps_its_brightness(width, height, size, mode, level):
+    st.integers(1, 90), st.integers(1, 90), st.integers(32, 80), st.sampled_from(["L", "RGB", "1"]),
+    st.integers(0, 255), st.booleans(),
+)  # fmt: skip
+def test_any_image_becomes_a_grey_square_of_the_wanted_size_and_keeps_its_brightness(
+    width, height, size, mode, level, crop
+):
     image = Image.new("L", (width, height), level).convert(mode)
-    prepared = Preparation(size).image(encode(image))
+    prepared = Preparation(size, crop).image(encode(image))
     assert prepared.shape == (size, size)
     assert prepared.dtype == np.uint8
     if mode != "1":
@@ -196,14 +200,14 @@ def test_masks_are_merged_by_or():
     first, second = np.zeros((2, 64, 64), dtype=bool)
     first[10:30, 5:20] = second[20:50, 15:60] = True
     masks = [Image.fromarray(first), Image.fromarray(second).convert("RGBA")]
-    merged = Preparation(64).mask(masks, 64, 64)
+    merged = Preparation(64).mask(masks, Image.new("L", (64, 64)))
     assert merged.dtype == bool
     assert np.array_equal(merged, first | second)
 
 
 def test_no_mask_and_an_empty_mask_are_empty():
     for masks in ([], [Image.new("1", (60, 40))]):
-        merged = Preparation(32).mask(masks, 60, 40)
+        merged = Preparation(32).mask(masks, Image.new("L", (60, 40)))
         assert merged.shape == (32, 32)
         assert not merged.any()
 
@@ -211,7 +215,7 @@ def test_no_mask_and_an_empty_mask_are_empty():
 def test_a_resized_mask_keeps_its_share_and_place():
     marked = np.zeros((400, 600), dtype=bool)
     marked[100:300, 150:450] = True
-    merged = Preparation(64).mask([Image.fromarray(marked)], 600, 400)
+    merged = Preparation(64).mask([Image.fromarray(marked)], Image.new("L", (600, 400)))
     assert merged.mean() == pytest.approx(marked.mean(), abs=0.02)
     assert merged[16:48, 16:48].all()
 
@@ -219,7 +223,8 @@ def test_a_resized_mask_keeps_its_share_and_place():
 def test_a_prepared_mask_pixel_is_lesion_where_most_of_its_area_is():
     marked = np.zeros((64, 64), dtype=bool)
     marked[0, 0] = marked[10, 10:12] = marked[11, 10] = True  # one of four pixels, three of four
-    assert np.argwhere(Preparation(32).mask([Image.fromarray(marked)], 64, 64)).tolist() == [[5, 5]]
+    merged = Preparation(32).mask([Image.fromarray(marked)], Image.new("L", (64, 64)))
+    assert np.argwhere(merged).tolist() == [[5, 5]]
 
 
 def test_only_pixels_above_half_are_lesion():
@@ -232,3 +237,162 @@ def test_the_pixel_hash_is_of_size_and_rgb_bytes():
     assert pixel_hash(open_image(encode(Image.fromarray(COLOUR), compress_level=9))) == expected
     assert pixel_hash(Image.fromarray(GREY)) == pixel_hash(Image.fromarray(GREY).convert("RGB"))
     assert pixel_hash(Image.fromarray(GREY)) != pixel_hash(Image.fromarray(GREY.reshape(60, 40)))
+
+
+SCANS = {label: phantom(label, 1, seed=4) for label in ("benign", "malignant", "normal")}
+
+
+def framed(image, left, top, right, bottom):
+    """The image with black borders."""
+    wide = Image.new(image.mode, (left + image.width + right, top + image.height + bottom))
+    wide.paste(image, (left, top))
+    return wide
+
+
+def box_of(image):
+    return content_box(np.asarray(image))
+
+
+def whole(image):
+    return (0, 0, image.width, image.height)
+
+
+def test_crop_is_off_unless_asked_for():
+    """So that what was saved before there was a choice is loaded as it was made."""
+    assert Preparation(**{"size": 64}) == Preparation(64, crop=False)
+    bordered = framed(SCANS["benign"][0], 50, 0, 0, 0)
+    assert np.array_equal(Preparation(64).grey(bordered), bordered.resize((64, 64), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("label", SCANS)
+def test_a_scan_without_a_border_is_not_cropped(label):
+    image, mask = SCANS[label]
+    assert box_of(image) == whole(image)
+    assert np.array_equal(Preparation(64, crop=True).grey(image), Preparation(64).grey(image))
+    assert np.array_equal(Preparation(64, crop=True).mask([mask], image), Preparation(64).mask([mask], image))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(list(SCANS)), st.tuples(*[st.integers(0, 400)] * 4), st.integers(0, 8))
+def test_a_border_of_any_width_changes_neither_the_prepared_image_nor_its_mask(label, widths, noise):
+    image, mask = SCANS[label]
+    bordered, level = framed(image, *widths), framed(Image.new("1", image.size, 1), *widths)
+    if noise:  # as compression leaves it
+        black = np.random.default_rng(noise).integers(0, noise + 1, bordered.size[::-1], dtype=np.uint8)
+        bordered = Image.composite(bordered, Image.fromarray(black), level.convert("L"))
+    left, top, _, _ = widths
+    assert box_of(bordered) == (left, top, left + image.width, top + image.height)
+    preparation = Preparation(64, crop=True)
+    assert np.array_equal(preparation.grey(bordered), preparation.grey(image))
+    assert np.array_equal(preparation.mask([framed(mask, *widths)], bordered), preparation.mask([mask], image))
+
+
+def test_of_a_compressed_border_no_more_than_a_block_is_left():
+    image, _ = SCANS["malignant"]
+    bordered = open_image(encode(framed(image, 70, 20, 45, 33), "JPEG", quality=85))
+    left, top, right, bottom = box_of(bordered)
+    assert 62 <= left <= 70
+    assert 12 <= top <= 20
+    assert 70 + image.width <= right <= 78 + image.width
+    assert 20 + image.height <= bottom <= 28 + image.height
+
+
+def test_image_and_mask_stay_aligned_under_crop():
+    _, mask = SCANS["benign"]
+    image = Image.new("L", mask.size, 100)
+    image.paste(250, mask=mask)  # the lesion shines, so that the image itself tells where it is
+    bordered = framed(image, 90, 30, 10, 60)
+    for crop, size in ((False, bordered.size), (True, image.size)):
+        preparation = Preparation(128, crop)
+        shining = preparation.grey(bordered) > 175
+        merged = preparation.mask([framed(mask, 90, 30, 10, 60)], bordered)
+        assert (shining == merged).mean() > 0.99
+        assert merged.mean() == pytest.approx(np.asarray(mask).sum() / np.prod(size), rel=0.02)
+
+
+def test_the_server_crops_as_training_does(tmp_path):
+    bordered = framed(SCANS["malignant"][0], 40, 25, 60, 10)
+    bordered.save(tmp_path / "scan.png")
+    preparation = Preparation(96, crop=True)
+    trained = preparation.grey(open_image(tmp_path / "scan.png"))
+    assert np.array_equal(preparation.image((tmp_path / "scan.png").read_bytes()), trained)
+    assert np.array_equal(preparation.image(encode(bordered.convert("RGB"))), trained)
+    assert not np.array_equal(Preparation(96).grey(bordered), trained)
+
+
+def test_a_ruler_with_ticks_and_numbers_is_cut():
+    image, _ = SCANS["benign"]
+    screen = framed(image, 60, 40, 80, 30)
+    draw, font = ImageDraw.Draw(screen), ImageFont.load_default(14)
+    for depth, y in enumerate(range(45, 40 + image.height, 40)):
+        draw.line((screen.width - 30, y, screen.width - 20, y), 200, 2)
+        draw.text((screen.width - 60, y - 8), str(depth), 220, font)
+    draw.line((screen.width - 20, 45, screen.width - 20, 35 + image.height), 180)
+    for x in range(70, screen.width - 90, 50):
+        draw.line((x, screen.height - 12, x, screen.height - 6), 200, 2)
+    assert box_of(screen) == (60, 40, 60 + image.width, 40 + image.height)
+
+
+@pytest.mark.parametrize("outer", [0, 12])
+def test_a_grey_bar_beside_the_scan_is_cut(outer):
+    image, _ = SCANS["malignant"]
+    screen = framed(image, 35 + outer, 0, 0, 0)
+    levels = np.array(screen)
+    levels[20:220, outer : outer + 16] = np.linspace(255, 0, 200).astype(np.uint8)[:, None]
+    expected = (35 + outer, 0, 35 + outer + image.width, image.height)
+    assert content_box(levels) == expected
+    assert content_box(levels[:, ::-1]) == (0, 0, image.width, image.height)
+
+
+def test_letters_above_and_below_the_scan_are_cut():
+    screen = framed(SCANS["normal"][0], 0, 50, 0, 40)
+    draw, font = ImageDraw.Draw(screen), ImageFont.load_default(16)
+    draw.text((30, 15), "LOGIQ E9", 230, font)
+    draw.text((200, screen.height - 30), "12 Hz", 230, font)
+    assert box_of(screen) == (0, 50, screen.width, screen.height - 40)
+
+
+@pytest.mark.parametrize("place", [(0, 60, 150, 999), (200, 60, 400, 999), (0, 12, 999, 340)])
+def test_a_black_shadow_is_not_cut(place):
+    """It reaches the bottom or a side, or spans the whole width."""
+    image = SCANS["malignant"][0].copy()
+    ImageDraw.Draw(image).rectangle(place, 0)
+    assert box_of(image) == whole(image)
+
+
+def test_dark_tissue_with_a_little_speckle_is_not_cut():
+    image, _ = SCANS["malignant"]
+    levels = np.array(image)
+    levels[-120:] = 1
+    for row in range(len(levels) - 120, len(levels)):
+        levels[row, row * 7 % image.width] = 20  # one dim speckle a row
+    assert content_box(levels) == whole(image)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 400), (40, 40), (300, 200)])
+def test_an_image_that_is_all_black_is_left_as_it_is(size):
+    assert box_of(Image.new("L", size)) == (0, 0, *size)
+    lettered = Image.new("L", size)
+    ImageDraw.Draw(lettered).text((10, 10), "RT", 255)
+    assert box_of(lettered) == (0, 0, *size)
+
+
+def test_a_large_image_of_many_spots_is_cropped_fast():
+    levels = np.zeros((5000, 5000), dtype=np.uint8)
+    levels[100:-100:2, 100:-100:2] = 255
+    begun = time.process_time()
+    assert content_box(levels) == (100, 100, 4899, 4899)
+    assert time.process_time() - begun < 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 120), st.integers(1, 120), st.integers(0, 2**32 - 1), st.sampled_from([1, 10, 60, 255]))
+def test_the_box_is_never_empty_and_lies_within_the_image(width, height, seed, brightest):
+    rng = np.random.default_rng(seed)
+    levels = rng.integers(0, brightest + 1, (height, width), dtype=np.uint8)
+    levels[rng.integers(0, height) :] = 0
+    levels[:, : rng.integers(0, width)] = 0
+    left, top, right, bottom = content_box(levels)
+    assert 0 <= left < right <= width
+    assert 0 <= top < bottom <= height
+    assert (left, top, right, bottom) == content_box(levels.copy())

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -5,6 +6,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from tests.conftest import PROJECT
+from ultrasound import params
+from ultrasound.commands import CATALOG, PREPARED, SPLITS, preprocess
 from ultrasound.errors import InputError
 from ultrasound.images import catalog, prepared, splitting
 from ultrasound.images.preparation import Preparation
@@ -38,7 +42,7 @@ def table_of(folder):
 def splits_of(table):
     places = pd.DataFrame(PLACES * 3, columns=["split", "fold"]).astype({"fold": "Int64"})
     known = table[["image_id", "label"]].assign(group=range(len(table)))
-    return pd.concat([known, places], axis=1).assign(reason="")[splitting.COLUMNS]
+    return pd.concat([known, places], axis=1).assign(status="clean", reason="")[splitting.COLUMNS]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,44 @@ def test_the_masks_are_merged_and_empty_where_there_is_none(made, phantoms):
         middle, expected = ([axis.mean() / n for axis, n in zip(np.nonzero(m), m.shape, strict=True)]
                             for m in (masks[image_id], marked))  # fmt: skip
         assert middle == pytest.approx(expected, abs=0.02)
+
+
+def test_images_and_masks_are_cropped_alike(copy, build):
+    folder, _ = copy
+    bounded = folder.with_name("bordered")
+    for file in sorted(folder.rglob("*.png")):
+        with Image.open(file) as image:
+            bordered = Image.new(image.mode, (image.width + 110, image.height + 50))
+            bordered.paste(image, (80, 20))
+        (bounded / file.parent.name).mkdir(parents=True, exist_ok=True)
+        bordered.save(bounded / file.relative_to(folder))
+    written = []
+    for root in (folder, bounded):
+        table = table_of(root)
+        written.append(prepared.write(table, splits_of(table), Preparation(SIZE, crop=True), build / root.name))
+    plain, cropped = written
+    assert cropped.preparation == prepared.read(build / "bordered").preparation == Preparation(SIZE, crop=True)
+    assert np.array_equal(cropped.images, plain.images)
+    assert np.array_equal(cropped.masks, plain.masks)
+    assert cropped.masks.any(axis=(1, 2)).sum() == 5  # three benign and two malignant images have a mask
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_the_preprocess_stage_crops_if_asked(table, tmp_path, monkeypatch, crop):
+    parameters = params.load({"preprocess.crop": crop, "preprocess.size": 32}, PROJECT / "params.yaml")
+    monkeypatch.chdir(tmp_path)
+    CATALOG.parent.mkdir()
+    table.to_csv(CATALOG, index=False)
+    splits_of(table).to_csv(SPLITS, index=False)
+    preprocess.run(parameters)
+    assert prepared.read(PREPARED).preparation == Preparation(32, crop)
+
+
+def test_what_was_prepared_before_there_was_a_crop_is_read(damaged):
+    facts = json.loads((damaged / "prepared.json").read_text())
+    del facts["preparation"]["crop"]
+    (damaged / "prepared.json").write_text(json.dumps(facts))
+    assert prepared.read(damaged).preparation == Preparation(SIZE, crop=False)
 
 
 def test_rows_are_those_of_a_split_of_a_fold_or_of_all_folds_but_one(made):

@@ -8,6 +8,7 @@ CATALOG = BUILD / "catalog.csv"
 SPLITS = BUILD / "splits.csv"
 DUPLICATES = BUILD / "duplicates.csv"
 TEST_SET = BUILD / "test_set.csv"
+NNUNET = BUILD / "splits_final.json"
 REPORT = BUILD / "data-report.html"
 PREPARED = BUILD / "prepared"
 

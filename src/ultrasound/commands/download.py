@@ -1,11 +1,11 @@
-"""Fetch the images, verify every file, and write the table of images, build/catalog.csv.
+"""Fetch the images, verify every file, look for annotations, and write the table of images, build/catalog.csv.
 
 Run by `dvc repro`, or alone: `python -m ultrasound download`. BUSI comes from data/ if it is there, else from the
 archive that BUSI_ARCHIVE names, else from the mirrors.
 """
 
 from ultrasound.commands import BUILD, CATALOG, DATA
-from ultrasound.images import catalog, sources
+from ultrasound.images import annotations, catalog, sources
 from ultrasound.params import Params
 
 SECTIONS = ("data", "download")
@@ -14,7 +14,7 @@ SECTIONS = ("data", "download")
 def run(params: Params) -> None:
     """Fetch, verify, write; print what is there."""
     release = sources.fetch(params.data, params.download, DATA, BUILD)
-    table = catalog.table(release.folder.as_posix(), release.files)
+    table = annotations.annotate(catalog.table(release.folder.as_posix(), release.files))
     BUILD.mkdir(exist_ok=True)
     table.to_csv(CATALOG, index=False)
     counts = table["label"].value_counts()

@@ -1,4 +1,4 @@
-"""Decode, grey and resize every image once: build/prepared/ with images.npy, masks.npy, samples.csv, preparation.json.
+"""Decode, crop, grey and resize all images once: build/prepared/ with images.npy, masks.npy, samples.csv and more.
 
 Run by `dvc repro`, or alone: `python -m ultrasound preprocess`. Training reads these arrays and nothing else.
 """
@@ -14,7 +14,7 @@ SECTIONS = ("preprocess",)
 def run(params: Params) -> None:
     """Read catalogue and split, write the prepared arrays."""
     table, splits = catalog.read(CATALOG), splitting.read(SPLITS)
-    made = prepared.write(table, splits, Preparation(params.preprocess.size), PREPARED)
+    made = prepared.write(table, splits, Preparation(params.preprocess.size, params.preprocess.crop), PREPARED)
     size = made.preparation.size
     print(f"{len(made.samples)} images of {size}x{size} pixels in {PREPARED}/; data {made.data_digest}, "
           f"split {made.split_digest}")  # fmt: skip

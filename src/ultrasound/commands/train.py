@@ -4,7 +4,7 @@ Run as `mlflow run . -e train --env-manager local -P train.epochs=5`, or alone: 
 Fold `train.fold` validates; the locked test set is not touched (see `evaluate`).
 """
 
-from ultrasound.commands import PREPARED
+from ultrasound.commands import PREPARED, REPORT
 from ultrasound.images import prepared
 from ultrasound.params import Params, flatten
 from ultrasound.tracking import provenance, runs, training
@@ -19,6 +19,7 @@ def run(params: Params) -> None:
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     values = flatten(params, ("data", "split", "preprocess", *SECTIONS))
     with runs.run("train", f"train-{params.model.name}", values, tags) as run_id:
+        runs.log_file(REPORT)
         trained = training.train(params, data, params.model.name)
         metrics = training.log(trained, data)
     print(f"{'epoch':>5} {'train loss':>10} {'val loss':>9} {'val accuracy':>12} {'val macro-F1':>12}")

@@ -12,7 +12,7 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
-from ultrasound.commands import PREPARED
+from ultrasound.commands import PREPARED, REPORT
 from ultrasound.errors import InputError
 from ultrasound.images import prepared
 from ultrasound.images.prepared import Prepared
@@ -36,6 +36,7 @@ def run(params: Params) -> None:
     with runs.run(
         "tune", f"tune-{params.model.name}", flatten(params, ("data", "split", "preprocess", *SECTIONS)), tags
     ):
+        runs.log_file(REPORT)
         if len(study.get_trials(states=ENDED)) < params.tune.trials:
             study.optimize(
                 lambda trial: _trial(trial, params, data, tags),

@@ -1,53 +1,113 @@
-"""Images of the same scan -> one group. A perceptual hash proposes pairs, a comparison of pixels confirms them."""
+"""Images of the same scan -> one group, and the evidence for every pair."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
+from typing import TypeVar
 
-import imagehash
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 from tqdm import tqdm
 
+from ultrasound.images import matching
+from ultrasound.images.annotations import marks
+from ultrasound.images.matching import Match, Signature
 from ultrasound.images.preparation import open_image
 
-THUMBNAIL = 64  # side of the thumbnails that are correlated, pixels
+IDENTICAL, COPY, SAME_VIEW = "identical", "copy", "same view"  # pixel for pixel; the same speckle; another frame
+SPECKLE = 0.9  # correlation of the finest structures from which two images are copies of one frame
+LARGEST = 20  # pairs of the same view do not join groups beyond so many images
+T = TypeVar("T")
+COLUMNS = ["first", "second", "method", "inliers", "overlap", "correlation", "speckle", "mirrored", "joined"]
 
 
-def near_duplicates(files: Sequence[str], hash_distance: int, correlation: float) -> list[tuple[int, int]]:
-    """Find pairs of files that show the same scan, by position in `files`.
+def near_duplicates(catalog: pd.DataFrame, inliers: int, correlation: float) -> pd.DataFrame:
+    """Find pairs of images that show the same scan, or the same view of one lesion some seconds later.
 
-    Candidates differ in at most `hash_distance` of the 64 bits of their perceptual hash (Zauner 2010, of the
-    `imagehash` package); of these, pairs whose thumbnails have a Pearson correlation of at least `correlation` are
-    near-duplicates. Finds copies with small crops, other contrast or calipers; not mirrored or strongly cropped ones.
+    Found are copies that were cropped, rescaled, mirrored, compressed, annotated or brightened; see `matching` for
+    the method. Two images that share lettering or calipers alone are no pair.
+
+    Args:
+        catalog: the table of images (`image_id`, `image`, `pixels`).
+        inliers: fewest keypoints that must agree with one alignment.
+        correlation: least correlation of the tissue under it.
+
+    Returns:
+        `COLUMNS`, the surest pairs first. `joined` is False where a pair would have chained groups together to more
+        than `LARGEST` images; see `groups`.
+
+    Raises:
+        InputError: a file is missing or damaged.
     """
+    names, files = catalog["image_id"].tolist(), catalog["image"].tolist()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = tqdm(pool.map(_signature, files, chunksize=8), "compare", len(files), leave=False, disable=None)
-        signatures = list(found)
-    bits = np.array([hash_bits for hash_bits, _ in signatures], dtype=np.int16)
-    thumbnails = np.array([thumbnail for _, thumbnail in signatures])
-    agreeing = bits @ bits.T + (1 - bits) @ (1 - bits).T
-    first, second = np.nonzero(np.triu(bits.shape[1] - agreeing <= hash_distance, k=1))
-    confirmed = (thumbnails[first] * thumbnails[second]).sum(axis=1) >= correlation - 1e-6  # rounding
-    return list(zip(first[confirmed].tolist(), second[confirmed].tolist(), strict=True))
+        signatures = _watched(pool.map(_signature, files, chunksize=8), "describe", len(files))
+    proposed = matching.candidates(signatures)
+
+    def compare(pair: tuple[int, int, bool]) -> Match | None:
+        first, second, mirrored = pair
+        return matching.compare(signatures[first], signatures[second], inliers, mirrored=mirrored)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV and numpy leave the interpreter free
+        matches = _watched(threads.map(compare, proposed), "compare", len(proposed))
+    same = pd.Series(range(len(catalog))).groupby(catalog["pixels"].to_numpy())
+    found = {pair: (IDENTICAL, 0, 1.0, 1.0, 1.0, False) for _, rows in same for pair in combinations(rows.tolist(), 2)}
+    for (first, second, mirrored), match in zip(proposed, matches, strict=True):
+        if match and match.correlation >= correlation:
+            known = found.get((first, second))
+            method = IDENTICAL if known and known[0] == IDENTICAL else COPY if match.speckle >= SPECKLE else SAME_VIEW
+            if not known or match.correlation > known[3] or known[1] == 0:  # of the two ways around, the better
+                found[first, second] = (
+                    method,
+                    match.inliers,
+                    match.overlap,
+                    match.correlation,
+                    match.speckle,
+                    mirrored,
+                )
+    table = pd.DataFrame(
+        [(names[first], names[second], *evidence) for (first, second), evidence in found.items()], columns=COLUMNS[:-1]
+    ).round({"overlap": 3, "correlation": 3, "speckle": 3})
+    rank = table["method"].map({IDENTICAL: 0, COPY: 1, SAME_VIEW: 2})
+    table = table.assign(rank=rank).sort_values(["rank", "correlation", "first", "second"],
+                                                ascending=[True, False, True, True])  # fmt: skip
+    table = table.drop(columns="rank").reset_index(drop=True)
+    return table.assign(joined=_joined(table))[COLUMNS]
 
 
-def groups(count: int, pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """Number the connected components of `count` images joined by `pairs`: (count,), from 0 in order of first image."""
-    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(first)), (first, second)), shape=(count, count))
-    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
-    return labels
+def groups(names: Sequence[str], pairs: pd.DataFrame) -> NDArray[np.int64]:
+    """Number the connected components of images under the pairs that are `joined`: (n,), from 0 by first image."""
+    sets = DisjointSet(names)
+    for pair in pairs[pairs["joined"]].itertuples():
+        sets.merge(pair.first, pair.second)
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(sets[name], len(numbers)) for name in names], dtype=np.int64)
 
 
-def _signature(file: str) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    grey = open_image(Path(file), file).convert("L")
-    thumbnail = np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX), dtype=np.float32).ravel()
-    thumbnail -= thumbnail.mean()
-    return imagehash.phash(grey).hash.ravel(), thumbnail / max(float(np.linalg.norm(thumbnail)), 1e-6)
+def _joined(pairs: pd.DataFrame) -> list[bool]:
+    # Copies are one scan and always join. Views resemble each other without end along a sweep of the probe, so the
+    # surest join first, and none joins two groups to a giant one.
+    sets = DisjointSet({*pairs["first"], *pairs["second"]})
+    joined = []
+    for pair in pairs.itertuples():
+        size = sets.subset_size(pair.first) + sets.subset_size(pair.second)
+        join = pair.method != SAME_VIEW or sets.connected(pair.first, pair.second) or size <= LARGEST
+        joined.append(bool(join))
+        if join:
+            sets.merge(pair.first, pair.second)
+    return joined
+
+
+def _signature(file: str) -> Signature:
+    grey = np.asarray(open_image(Path(file), file).convert("L"))
+    return matching.signature(grey, marks(grey))
+
+
+def _watched(results: Iterable[T], what: str, count: int) -> list[T]:
+    return list(tqdm(results, what, count, unit="image" if what == "describe" else "pair", leave=False, disable=None))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
 
 from ultrasound.errors import InputError
 
@@ -19,7 +20,15 @@ FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 25_000_000  # far above any scanner's frame; decoding more would only cost memory
 MASK_THRESHOLD = 127  # brighter mask pixels are lesion
 
+BLACK = 8  # the brightest level of a border: compression leaves so much, an echo that can be seen is brighter
+BRIGHT = 96  # a third of a scanner's letter or tick is at least so bright; speckle that stands alone in the dark is not
+MARK = 24  # pixels, the largest letter or tick
+MOST_MARKS = 20_000  # spots on black; more are noise, and in a large image they would take gigabytes to look through
+FLAT = 8  # levels by which the lines of a scanner's grey bar differ
+SMALLEST = 32  # pixels, the least side of a scan; where less would be left, nothing is cut
+
 Pixels = NDArray[np.uint8]
+Box = tuple[int, int, int, int]  # left, top, right, bottom as Pillow has them: right and bottom are just outside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +37,11 @@ class Preparation:
 
     Attributes:
         size: side of the square result, pixels.
+        crop: whether black borders and scanner rulers are cut off first, see `content_box`.
     """
 
     size: int
+    crop: bool = False
 
     def image(self, source: Path | bytes, name: str = "image") -> Pixels:
         """Decode and prepare one image: (size, size) uint8, grey.
@@ -42,15 +53,25 @@ class Preparation:
 
     def grey(self, image: Image.Image) -> Pixels:
         """Prepare a decoded image: (size, size) uint8. The aspect ratio is not kept."""
-        return np.asarray(image.convert("L").resize((self.size, self.size), Image.Resampling.BILINEAR))
+        return np.asarray(self._fit(image.convert("L"), self._box(image), Image.Resampling.BILINEAR))
 
-    def mask(self, masks: Sequence[Image.Image], width: int, height: int) -> NDArray[np.bool_]:
-        """Merge the masks of one image by OR and resize: (size, size) bool; no masks give an empty one."""
-        merged = np.zeros((height, width), dtype=bool)
+    def mask(self, masks: Sequence[Image.Image], image: Image.Image) -> NDArray[np.bool_]:
+        """Merge the masks of `image` by OR, crop them as it is cropped, and resize: (size, size) bool.
+
+        No masks give an empty one.
+        """
+        merged = np.zeros((image.height, image.width), dtype=bool)
         for mask in masks:
             merged |= lesion(mask)
-        resized = Image.fromarray(merged).convert("L").resize((self.size, self.size), Image.Resampling.BOX)
-        return np.asarray(resized) > MASK_THRESHOLD
+        fitted = self._fit(Image.fromarray(merged).convert("L"), self._box(image), Image.Resampling.BOX)
+        return np.asarray(fitted) > MASK_THRESHOLD
+
+    def _box(self, image: Image.Image) -> Box | None:
+        return content_box(np.asarray(image.convert("L"))) if self.crop else None
+
+    def _fit(self, image: Image.Image, box: Box | None, resampling: Image.Resampling) -> Image.Image:
+        # Cropped before it is resized, so that no pixel of the border is mixed in.
+        return (image.crop(box) if box else image).resize((self.size, self.size), resampling)
 
 
 def open_image(source: Path | bytes, name: str = "image") -> Image.Image:
@@ -88,6 +109,35 @@ def open_image(source: Path | bytes, name: str = "image") -> Image.Image:
     return image if image.mode == "L" else image.convert("RGB")
 
 
+def content_box(grey: Pixels) -> Box:
+    """Find the scan without the black borders, rulers, letters and grey bars beside it.
+
+    From each side, lines (rows or columns) are cut as long as no pixel in them is brighter than `BLACK`, letters and
+    ticks on black aside. A grey bar is cut if it is the same in all its lines and a black line parts it from the scan.
+    Shadows and other dark tissue stay: in each of their lines some speckle, or the skin above, is brighter. All is
+    comparison of whole numbers, so the box is the same on every machine.
+
+    Args:
+        grey: (height, width).
+
+    Returns:
+        The box of the scan; that of the whole image where there is no border, or too little would be left.
+    """
+    height, width = grey.shape
+    whole = (0, 0, width, height)
+    if not any(_nearly_black_line(side) for side in (grey, grey[::-1], grey.T, grey.T[::-1])):
+        return whole
+    levels = _without_marks(grey)
+    left, top, right, bottom = whole
+    while min(right - left, bottom - top) >= SMALLEST:
+        scan = levels[top:bottom, left:right]
+        cuts = [_margin(side) for side in (scan.T, scan, scan.T[::-1], scan[::-1])]
+        if not any(cuts):
+            return left, top, right, bottom
+        left, top, right, bottom = left + cuts[0], top + cuts[1], right - cuts[2], bottom - cuts[3]
+    return whole
+
+
 def lesion(mask: Image.Image) -> NDArray[np.bool_]:
     """Pixels that a mask marks: (height, width) bool."""
     return np.asarray(mask.convert("L")) > MASK_THRESHOLD
@@ -98,6 +148,42 @@ def pixel_hash(image: Image.Image) -> str:
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     digest.update(image.convert("RGB").tobytes())
     return digest.hexdigest()
+
+
+def _nearly_black_line(lines: Pixels) -> bool:
+    """Whether a line among the outer eighth is black but for marks, which cover less than a quarter of it."""
+    outer = lines[: max(len(lines) // 8, 1)] > BLACK
+    return bool((4 * outer.sum(axis=1) < outer.shape[1]).any())
+
+
+def _without_marks(grey: Pixels) -> Pixels:
+    """Blacken letters, ticks and upright rulers: small, bright, and with nothing but black around them."""
+    labels = np.empty(grey.shape, np.int32)
+    number = ndimage.label(grey > BLACK, structure=np.ones((3, 3)), output=labels)
+    if number > MOST_MARKS:
+        return grey
+    bright = np.bincount(labels[grey >= BRIGHT], minlength=number + 1)
+    every = np.bincount(labels.ravel(), minlength=number + 1)
+    marks = []
+    for index, (rows, columns) in enumerate(ndimage.find_objects(labels), start=1):
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        is_ruler = 4 * height >= len(grey) and every[index] <= 4 * height  # a line and its ticks
+        if width <= MARK and (height <= MARK or is_ruler) and 3 * bright[index] >= every[index]:
+            marks.append(index)
+    return np.where(np.isin(labels, marks), np.uint8(0), grey)
+
+
+def _margin(lines: Pixels) -> int:
+    """How many lines, from the first on, are black or a grey bar before a black line."""
+    bright = np.flatnonzero(lines.max(axis=1) > BLACK)
+    if len(bright) == 0 or bright[0] > 0:
+        return int(bright[0]) if len(bright) else len(lines)
+    gap = int(np.argmax(lines[: len(lines) // 8].max(axis=1) <= BLACK)) if len(lines) >= 8 else 0
+    bar = lines[1 : max(gap - 1, 1)]  # without its first and last line, which may be smoothed
+    if not bar.size or bar.max() < BRIGHT:
+        return 0
+    shown = bar[:, bar.max(axis=0) > BLACK]
+    return gap if np.mean(shown.max(axis=0) - shown.min(axis=0) <= FLAT) > 0.9 else 0
 
 
 def _too_large(name: str) -> str:

@@ -113,7 +113,7 @@ def _prepare_one(job: tuple[Preparation, dict[str, str]]) -> tuple[Pixels, NDArr
     image = _open_verified(row["image"], row["pixels"])
     pairs = zip(row["masks"].split(catalog.SEPARATOR), row["mask_pixels"].split(catalog.SEPARATOR), strict=True)
     masks = [_open_verified(file, pixels) for file, pixels in pairs if file]
-    return preparation.grey(image), preparation.mask(masks, image.width, image.height)
+    return preparation.grey(image), preparation.mask(masks, image)
 
 
 def _open_verified(file: str, expected: str) -> Image.Image:

@@ -59,8 +59,13 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 1, height, width) float in [0, 1] -> (b, classes) logits. Grey is repeated to three channels."""
-        logits: Tensor = self.head(self.backbone((images.expand(-1, 3, -1, -1) - self.mean) / self.std))
+        logits: Tensor = self.head(self.features(images))
         return logits
+
+    def features(self, images: Tensor) -> Tensor:
+        """What the head is given: (b, 1, height, width) float in [0, 1] -> (b, features)."""
+        features: Tensor = self.backbone((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        return features
 
 
 def create(name: str, weights: str, classes: int, head_width: int, dropout: float) -> Network:

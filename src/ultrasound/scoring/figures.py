@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ultrasound.scoring.intervals import Interval
+
 
 def confusion_matrix(counts: NDArray[np.int64], labels: Sequence[str], title: str) -> Figure:
     """Counts with the row shares below them; colour is the share, so that rare classes can be read too.
@@ -48,4 +50,36 @@ def learning_curves(history: Sequence[tuple[Mapping[str, float], Mapping[str, fl
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         if position == 0:
             axes.legend()
+    return figure
+
+
+def comparison(
+    scores: Mapping[str, Mapping[str, Interval]],
+    repetitions: Mapping[str, Mapping[str, Sequence[float]]],
+    differences: Mapping[str, Interval],
+    title: str,
+) -> Figure:
+    """Protocols side by side, a panel a metric: the mean with its interval, and each repetition as a point.
+
+    Args:
+        scores: protocol -> metric -> value and interval.
+        repetitions: protocol -> metric -> the single values.
+        differences: metric -> difference of the protocols, for the panels' titles.
+    """
+    figure = Figure(figsize=(3.2 * len(differences), 4), layout="constrained")
+    for axes, (metric, difference) in zip(
+        figure.subplots(1, len(differences), squeeze=False)[0], differences.items(), strict=True
+    ):
+        for position, (protocol, found) in enumerate(scores.items()):
+            value, low, high = found[metric]
+            axes.errorbar(position, value, [[value - low], [high - value]], fmt="s", capsize=6, color=f"C{position}")
+            points = repetitions[protocol][metric]
+            axes.plot([position + 0.2] * len(points), points, "o", ms=4, mfc="none", color="grey")
+        axes.set_xticks(range(len(scores)), list(scores))
+        axes.set(xlim=(-0.5, len(scores) - 0.3), ylabel=metric.replace("_", " "))
+        axes.set_title(
+            f"difference {difference.value:+.3f}\n({difference.low:+.3f} to {difference.high:+.3f})", size=10
+        )
+        axes.grid(axis="y", alpha=0.3)
+    figure.suptitle(title, size=11)
     return figure

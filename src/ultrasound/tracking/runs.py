@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -109,6 +110,17 @@ def log_dataset(prepared: Prepared, rows: Any, name: str, context: str) -> None:
     # MLflow keeps one data set of each name and digest a run, so the context is part of the name.
     data = mlflow.data.from_pandas(samples, source=source, targets="label", name=f"{name}-{context}", digest=digest)
     mlflow.log_input(data, context=context)
+
+
+def log_file(file: Path) -> None:
+    """Save a file among the run's artifacts, under its name.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} is missing: run `dvc repro` first")
+    mlflow.log_artifact(str(file))
 
 
 def tag(**tags: str) -> None:

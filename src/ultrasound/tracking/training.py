@@ -52,14 +52,7 @@ def train(
         InputError: the data lacks a class or the fold, or the loss is no longer finite.
         ParameterError: a model, weights or device that cannot be had.
     """
-    labels = params.data.classes
-    if params.preprocess.size != prepared.preparation.size:
-        raise InputError(
-            f"preprocess.size is {params.preprocess.size}, but build/prepared holds {prepared.preparation.size} "
-            "pixels: run `dvc repro`"
-        )
-    if set(labels) != (found := set(prepared.samples["label"])):
-        raise InputError(f"data.classes says {', '.join(labels)}, but build/prepared holds {', '.join(sorted(found))}")
+    labels, targets = params.data.classes, class_numbers(params, prepared)
     device = fitting.accelerator(params.train)
     settings = params.model
     architecture: dict[str, str | int | float] = {
@@ -68,7 +61,6 @@ def train(
     network = backbone.create(settings.name, settings.weights, len(labels), settings.head_width, settings.dropout)
     backbone.require_size(network, prepared.preparation.size)
     network = network.to(device.device)
-    targets = prepared.samples["label"].map(labels.index).to_numpy(dtype=np.int64)
     rows = {
         "training": prepared.rows(splitting.DEVELOPMENT, params.train.fold, without=True),
         "validation": prepared.rows(splitting.DEVELOPMENT, params.train.fold),
@@ -94,6 +86,24 @@ def train(
         best = best._replace(probabilities=predict(network, validation))
     model = Classifier(network, labels, prepared.preparation, architecture, prepared.data_digest)
     return Trained(model, best, history, rows["validation"], targets[rows["validation"]])
+
+
+def class_numbers(params: Params, prepared: Prepared) -> NDArray[np.int64]:
+    """Class number of every prepared image: (n,), in the order of `data.classes`.
+
+    Raises:
+        InputError: the prepared images were made otherwise or have other classes than the parameters say.
+    """
+    labels = params.data.classes
+    wanted, made = params.preprocess, prepared.preparation
+    if (wanted.size, wanted.crop) != (made.size, made.crop):
+        raise InputError(
+            f"params.yaml says preprocess.size={wanted.size} and preprocess.crop={wanted.crop}, but build/prepared was "
+            f"made with {made.size} and {made.crop}: run `dvc repro`"
+        )
+    if set(labels) != (found := set(prepared.samples["label"])):
+        raise InputError(f"data.classes says {', '.join(labels)}, but build/prepared holds {', '.join(sorted(found))}")
+    return prepared.samples["label"].map(labels.index).to_numpy(dtype=np.int64)
 
 
 def log(trained: Trained, prepared: Prepared, *, with_model: bool = True) -> dict[str, float]:

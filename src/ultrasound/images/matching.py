@@ -1,0 +1,255 @@
+"""Do two images show the same scan? Keypoints propose and align, the tissue under the alignment decides.
+
+1. `signature`: upright SIFT keypoints (Lowe, IJCV 60:91-110, 2004) of the speckle and the tissue borders, with root
+   normalisation (Arandjelovic and Zisserman, CVPR 2012). Burnt-in marks and lettering give none. A mirrored image
+   needs no second look: its descriptors are a permutation.
+2. `candidates`: a bag of visual words (Sivic and Zisserman, ICCV 2003) gives each image its few nearest others, so
+   that no step compares all pairs of images in full.
+3. `compare`: RANSAC finds shift and scale under which keypoints agree, ECC (Evangelidis and Psarakis, IEEE PAMI
+   30:1858-1865, 2008) refines it, and the correlation of the tissue where both images have some is the evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from sklearn.feature_extraction.text import TfidfTransformer
+from sklearn.neighbors import NearestNeighbors
+
+SIDE = 210  # long side at which images are compared, pixels; finer speckle changes from frame to frame
+KEYPOINTS = 200  # per image, the most contrasted
+WORDS, VOTES = 4096, 3  # of the visual vocabulary; words that a keypoint votes for, the nearest
+NEIGHBOURS = 30  # candidates per image, and again as many mirrored
+ALIGNMENTS, PROPOSERS = 3, 5  # alignments tried of one pair, and how many keypoints must propose one
+RADIUS = 3.5  # keypoints that agree with an alignment lie so close, pixels
+SCALES = (0.6, 1.7)  # of one image in the other; beyond, few keypoints align by chance
+STRETCH = 1.35  # most that one axis may be scaled more than the other
+BLACK = 6  # grey values up to this are no tissue
+FINE, COARSE = (0.8, 3.0), (2.0, 8.0)  # pass bands, sigma in pixels: speckle; tissue and lesion
+# A SIFT descriptor is 4 rows x 4 columns x 8 directions; a mirror turns columns around and directions over.
+MIRROR = np.arange(128).reshape(4, 4, 8)[:, ::-1, (4 - np.arange(8)) % 8].ravel()
+
+Grey = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+Alignment = NDArray[np.float64]  # (2, 3): x and y of one image -> x and y of the other
+
+
+class Signature(NamedTuple):
+    """What is kept of an image of long side `SIDE`.
+
+    Attributes:
+        points: (k, 3) keypoints: x, y and size.
+        descriptors: (k, 128) theirs.
+        grey: (h, w) the image.
+        tissue: (h, w) bool, where it is neither black nor burnt-in mark.
+    """
+
+    points: Floats
+    descriptors: NDArray[np.uint8]
+    grey: Grey
+    tissue: NDArray[np.bool_]
+
+
+class Match(NamedTuple):
+    """Evidence that two images show the same.
+
+    Attributes:
+        inliers: keypoints that agree with the alignment.
+        overlap: share of the smaller image that lies within the other.
+        correlation: of the tissue in the overlap, coarse structures (-1..1).
+        speckle: the same of the finest structures.
+    """
+
+    inliers: int
+    overlap: float
+    correlation: float
+    speckle: float
+
+
+def signature(grey: Grey, marks: NDArray[np.bool_]) -> Signature:
+    """Describe one image: (h, w) uint8, with `marks` (h, w) where something is burnt in."""
+    scale = SIDE / max(grey.shape)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    size = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    image = cv2.resize(grey, size, interpolation=interpolation)
+    clean = (cv2.resize(marks.astype(np.float32), size, interpolation=cv2.INTER_AREA) < 0.1).astype(np.uint8)
+    # Of a copy with other gain the keypoints stay, and speckle gives none.
+    even = cv2.createCLAHE(2.0, (4, 4)).apply(cv2.GaussianBlur(image, (0, 0), 1))
+    sift = cv2.SIFT.create(nfeatures=KEYPOINTS, contrastThreshold=0.01, edgeThreshold=20)
+    upright: dict[tuple[float, ...], cv2.KeyPoint] = {}
+    for point in sift.detect(even, clean):
+        point.angle = 0  # scans are not rotated, and without directions less agrees by chance
+        upright.setdefault((round(point.pt[0], 1), round(point.pt[1], 1), round(point.size, 1)), point)
+    points, descriptors = sift.compute(even, list(upright.values())[:KEYPOINTS]) if upright else ((), None)
+    return Signature(
+        np.array([(*point.pt, point.size) for point in points], np.float32).reshape(-1, 3),
+        np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8),
+        np.asarray(image),
+        (image > BLACK) & (clean > 0),
+    )
+
+
+def candidates(signatures: Sequence[Signature]) -> list[tuple[int, int, bool]]:
+    """Pairs worth a comparison: (first, second, mirrored), sorted, first < second.
+
+    The words are a fixed draw from the images' own descriptors; cost per image does not grow with their number, but
+    for the look-up among sparse vectors.
+    """
+    counts = [len(signature.descriptors) for signature in signatures]
+    descriptors = np.concatenate([signature.descriptors for signature in signatures])
+    if len(signatures) < 2 or not len(descriptors):
+        return []
+    words = _root(descriptors[np.random.default_rng(0).permutation(len(descriptors))[:WORDS]])
+    image = np.repeat(np.arange(len(signatures)), np.multiply(counts, VOTES))
+    bags, mirrored = (
+        csr_array((np.ones(len(image)), (image, _nearest(which, words))), shape=(len(signatures), len(words)))
+        for which in (descriptors, descriptors[:, MIRROR])
+    )
+    weights = TfidfTransformer(sublinear_tf=True).fit(bags)
+    index = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(signatures)), metric="cosine")
+    index.fit(weights.transform(bags))
+    found = {
+        (min(one, other), max(one, other), flipped)
+        for flipped, query in ((False, bags), (True, mirrored))
+        for one, others in enumerate(index.kneighbors(weights.transform(query), return_distance=False).tolist())
+        for other in others
+        if one != other
+    }
+    return sorted(found)
+
+
+def compare(one: Signature, other: Signature, inliers: int, *, mirrored: bool) -> Match | None:
+    """Align `one` (turned left to right if `mirrored`) with `other` and correlate them.
+
+    Args:
+        inliers: fewest keypoints that must agree.
+
+    Returns:
+        The evidence, or None where no plausible alignment has so many inliers.
+    """
+    grey, tissue = (one.grey[:, ::-1], one.tissue[:, ::-1]) if mirrored else (one.grey, one.tissue)
+    shape = other.grey.shape
+    best: Match | None = None
+    coarse: Floats | None = None
+    here, there = _correspondences(one, other, mirrored)
+    for alignment in _alignments(here, there):
+        if coarse is None:
+            coarse, target = _band(grey, tissue, COARSE), _band(other.grey, other.tissue, COARSE)
+        refined, correlation, shared = _refine(alignment, coarse, target, tissue, other.tissue)
+        agreeing = int(_agree(here, there, refined, RADIUS).sum())
+        if agreeing >= inliers and (best is None or correlation > best.correlation):
+            covered = _warp(np.ones(grey.shape, np.float32), refined, shape).sum()
+            area = min(grey.size * abs(np.linalg.det(refined[:, :2])), other.grey.size)
+            fine = _warp(_band(grey, tissue, FINE), refined, shape)
+            speckle = _correlation(fine, _band(other.grey, other.tissue, FINE), shared)
+            best = Match(agreeing, min(1.0, float(covered / area)), correlation, speckle)
+    return best
+
+
+def _root(descriptors: NDArray[np.uint8]) -> Floats:
+    sums = np.maximum(descriptors.sum(axis=1, keepdims=True, dtype=np.float32), 1)
+    return np.asarray(np.sqrt(descriptors / sums), np.float32)
+
+
+def _nearest(descriptors: NDArray[np.uint8], words: Floats) -> NDArray[np.int64]:
+    """The `VOTES` words nearest to each descriptor, one after the other: (k * VOTES,)."""
+    blocks = (_root(descriptors[start : start + 4096]) @ words.T for start in range(0, len(descriptors), 4096))
+    votes = min(VOTES, len(words))
+    return np.concatenate([np.argpartition(-block, votes - 1, axis=1)[:, :votes].ravel() for block in blocks])
+
+
+def _correspondences(one: Signature, other: Signature, mirrored: bool) -> tuple[Floats, Floats]:
+    """Keypoints that are each other's nearest, and clearly nearer than the next: (m, 3) in both images."""
+    if min(len(one.points), len(other.points)) < 2:
+        return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)
+    alike = _root(one.descriptors[:, MIRROR] if mirrored else one.descriptors) @ _root(other.descriptors).T
+    rows = np.arange(len(alike))
+    nearest, back = alike.argmax(axis=1), alike.argmax(axis=0)
+    distance = 2 - 2 * alike[rows, nearest]  # squared, of vectors of length 1
+    alike[rows, nearest] = -1
+    clear = (distance < 0.81 * (2 - 2 * alike.max(axis=1))) & (distance < 0.5) & (back[nearest] == rows)
+    here = one.points[clear]
+    if mirrored:
+        here = np.stack([one.grey.shape[1] - 1 - here[:, 0], here[:, 1], here[:, 2]], axis=1)
+    return here, other.points[nearest[clear]]
+
+
+def _agree(here: Floats, there: Floats, alignment: Alignment, radius: float) -> NDArray[np.bool_]:
+    off = np.abs(here[:, :2] @ alignment[:, :2].T + alignment[:, 2] - there[:, :2])
+    return np.asarray((off < radius).all(axis=1))
+
+
+def _alignments(here: Floats, there: Floats) -> Iterator[Alignment]:
+    """Yield shifts and scales that several correspondences agree with, the best first.
+
+    RANSAC draws samples because there are too many to try; of one correspondence each, all can be tried.
+    """
+    for _ in range(ALIGNMENTS):
+        if len(here) < PROPOSERS:
+            return
+        scale = there[:, 2] / here[:, 2]
+        shift = there[:, :2] - scale[:, None] * here[:, :2]
+        off = np.abs(scale[:, None, None] * here[None, :, :2] + shift[:, None] - there[None, :, :2]).max(axis=2)
+        votes = (off < 2 * RADIUS) & (scale > SCALES[0] / 1.2)[:, None] & (scale < SCALES[1] * 1.2)[:, None]
+        agreeing = np.asarray(votes[votes.sum(axis=1).argmax()])
+        alignment: Alignment = np.zeros((2, 3))
+        for radius in (1.5 * RADIUS, RADIUS, RADIUS):
+            if agreeing.sum() < PROPOSERS or (np.ptp(here[agreeing, :2], axis=0) < 4 * RADIUS).any():
+                return
+            for axis in (0, 1):
+                alignment[axis, [axis, 2]] = np.polyfit(here[agreeing, axis], there[agreeing, axis], 1)
+            agreeing = _agree(here, there, alignment, radius)
+        across, down = alignment[0, 0], alignment[1, 1]
+        small, large = min(across, down), max(across, down)
+        if agreeing.sum() >= PROPOSERS and SCALES[0] < small and large < SCALES[1] and large < STRETCH * small:
+            yield alignment
+        here, there = here[~agreeing], there[~agreeing]
+
+
+def _refine(
+    alignment: Alignment, image: Floats, target: Floats, mask: NDArray[np.bool_], target_mask: NDArray[np.bool_]
+) -> tuple[Alignment, float, NDArray[np.bool_]]:
+    """Improve an alignment where that is possible: it, the correlation under it, and where both have tissue."""
+
+    def score(of: Alignment) -> tuple[float, NDArray[np.bool_]]:
+        shared = (_warp(mask.astype(np.float32), of, target.shape) > 0.5) & target_mask
+        return _correlation(_warp(image, of, target.shape), target, shared), shared
+
+    correlation, shared = score(alignment)
+    stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-3)
+    start = cv2.invertAffineTransform(alignment).astype(np.float32)
+    try:
+        # OpenCV's type hints know images of integers only.
+        _, inverse = cv2.findTransformECC(target, image, start, cv2.MOTION_AFFINE, stop, None, 3)  # type: ignore[call-overload]
+    except cv2.error:  # it did not converge: the keypoints' alignment stands
+        return alignment, correlation, shared
+    refined = np.asarray(cv2.invertAffineTransform(inverse), np.float64)
+    better, where = score(refined)
+    if better > correlation and np.abs(refined[:, :2] - alignment[:, :2]).max() < 0.2:
+        return refined, better, where
+    return alignment, correlation, shared
+
+
+def _band(grey: Grey, tissue: NDArray[np.bool_], sigmas: tuple[float, float]) -> Floats:
+    """Structures between two sizes, brought to the same strength everywhere; zero where there is no tissue."""
+    image, weight = np.ascontiguousarray(grey, dtype=np.float32), np.ascontiguousarray(tissue, dtype=np.float32)
+    passed = cv2.GaussianBlur(image, (0, 0), sigmas[0]) - cv2.GaussianBlur(image, (0, 0), sigmas[1])
+    around = cv2.GaussianBlur(weight, (0, 0), 8) + 1e-3
+    centred = (passed - cv2.GaussianBlur(passed * weight, (0, 0), 8) / around) * weight
+    return np.asarray(centred / (np.sqrt(cv2.GaussianBlur(centred**2, (0, 0), 8) / around) + 2), np.float32)
+
+
+def _warp(image: Floats, alignment: Alignment, shape: tuple[int, ...]) -> Floats:
+    return np.asarray(cv2.warpAffine(np.ascontiguousarray(image), alignment, (shape[1], shape[0])))
+
+
+def _correlation(image: Floats, target: Floats, where: NDArray[np.bool_]) -> float:
+    if where.sum() < 0.02 * where.size:
+        return 0.0
+    one, other = image[where] - image[where].mean(), target[where] - target[where].mean()
+    return float((one * other).sum() / max(np.sqrt((one**2).sum() * (other**2).sum()), 1e-9))
