@@ -37,7 +37,7 @@ def features(network: Network, images: Pixels, batch: int = BATCH) -> NDArray[np
         (n, features).
     """
     device = next(network.parameters()).device
-    network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.eval().to(memory_format=torch.channels_last)
     batches = Batches(images, np.zeros(len(images), dtype=np.int64), batch, device)
     found = []
     with torch.inference_mode():
