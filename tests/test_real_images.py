@@ -1,6 +1,8 @@
 """The real images, where their archive is at hand: what the data stages promise about them."""
 
+import re
 import shutil
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -56,6 +58,60 @@ def test_the_identical_pair_with_two_labels_is_excluded_and_no_group_is_divided(
     kept = splits[splits["split"] != "excluded"]
     assert (kept.groupby("group")["split"].nunique() == 1).all()
     assert (kept[kept["split"] == "development"].groupby("group")["fold"].nunique() == 1).all()
+
+
+# The same scan to the eye: with another crop, size, gain, calipers, or under another label; the last are two frames.
+SAME_SCAN = [
+    ("benign/benign (433)", "malignant/malignant (145)"),  # identical
+    ("benign/benign (269)", "normal/normal (1)"),
+    ("benign/benign (85)", "malignant/malignant (52)"),
+    ("malignant/malignant (14)", "malignant/malignant (114)"),  # another size
+    ("benign/benign (404)", "benign/benign (415)"),
+    ("normal/normal (38)", "normal/normal (53)"),
+    ("malignant/malignant (4)", "malignant/malignant (5)"),
+]
+DIFFERENT = [
+    ("benign/benign (223)", "benign/benign (257)"),  # both say RT AXILLA, at the same place
+    ("benign/benign (1)", "benign/benign (318)"),  # both say RIGHT BREAST
+    ("benign/benign (320)", "normal/normal (121)"),
+    ("malignant/malignant (184)", "malignant/malignant (202)"),
+]
+
+
+def test_near_duplicates_that_readers_see_are_one_group_and_lettering_joins_nothing(busi):
+    group = pd.read_csv(busi[0] / "build/splits.csv").set_index("image_id")["group"]
+    assert [pair for pair in SAME_SCAN if group[pair[0]] != group[pair[1]]] == []
+    assert [pair for pair in DIFFERENT if group[pair[0]] == group[pair[1]]] == []
+    assert group.value_counts().max() <= 10  # no chain swallows the data set
+
+
+def test_the_committed_test_set_is_locked(busi):
+    folder, output, _ = busi
+    kept = pd.read_csv(PROJECT / "test_set.csv")
+    splits = pd.read_csv(folder / "build/splits.csv")
+    assert sorted(kept["image_id"]) == sorted(splits.loc[splits["split"] == "test", "image_id"])
+    assert "cp build/test_set.csv" not in output
+
+
+def test_leakage_on_the_real_images_and_the_documents_that_quote_it(busi, tmp_path: Path):
+    folder, *_ = busi
+    output = run_in(folder, "mlflow", "run", ".", "-e", "leakage", "--env-manager", "local").stdout
+    low = float(re.search(r"^difference\s+\+[\d.]+ \(([+-][\d.]+) to", output, re.MULTILINE)[1])
+    assert low > 0.02, output  # random folds pretend several points of accuracy, beyond chance
+    for name in ("docs/data-card.md", "README.md"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / name, folder / name)
+    run_in(folder, sys.executable, str(PROJECT / "scripts/data_card.py"))
+    for name in ("docs/data-card.md", "README.md"):
+        committed, renewed = ((top / name).read_text() for top in (PROJECT, folder))
+        number = r"\d+(?:,\d{3})*(?:\.\d+)?"
+        assert re.sub(r"\d\.\d{3}\b", "#", committed) == re.sub(r"\d\.\d{3}\b", "#", renewed), name
+        pairs = zip(re.findall(number, committed), re.findall(number, renewed), strict=True)
+        # Scores may differ in the last digit on another kind of processor; nothing else may.
+        apart = [
+            (old, new) for old, new in pairs if abs(float(old.replace(",", "")) - float(new.replace(",", ""))) > 0.004
+        ]
+        assert apart == [], name
 
 
 def test_data_dvc_pins_the_published_release():

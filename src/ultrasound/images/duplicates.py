@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import DisjointSet
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ultrasound.images import matching
@@ -24,7 +25,9 @@ IDENTICAL, COPY, SAME_VIEW = "identical", "copy", "same view"  # pixel for pixel
 SPECKLE = 0.9  # correlation of the finest structures from which two images are copies of one frame
 LARGEST = 20  # pairs of the same view do not join groups beyond so many images
 T = TypeVar("T")
-COLUMNS = ["first", "second", "method", "inliers", "overlap", "correlation", "speckle", "mirrored", "joined"]
+TYPES = {"first": str, "second": str, "method": str, "inliers": int, "overlap": float, "correlation": float,
+         "speckle": float, "mirrored": bool, "joined": bool}  # fmt: skip
+COLUMNS = [*TYPES]
 
 
 def near_duplicates(catalog: pd.DataFrame, inliers: int, correlation: float) -> pd.DataFrame:
@@ -54,7 +57,8 @@ def near_duplicates(catalog: pd.DataFrame, inliers: int, correlation: float) -> 
         first, second, mirrored = pair
         return matching.compare(signatures[first], signatures[second], inliers, mirrored=mirrored)
 
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # OpenCV and numpy leave the interpreter free
+    # OpenCV and numpy leave the interpreter free; BLAS threads within a thread would only wait for each other.
+    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as threads:
         matches = _watched(threads.map(compare, proposed), "compare", len(proposed))
     same = pd.Series(range(len(catalog))).groupby(catalog["pixels"].to_numpy())
     found = {pair: (IDENTICAL, 0, 1.0, 1.0, 1.0, False) for _, rows in same for pair in combinations(rows.tolist(), 2)}
@@ -78,7 +82,7 @@ def near_duplicates(catalog: pd.DataFrame, inliers: int, correlation: float) -> 
     table = table.assign(rank=rank).sort_values(["rank", "correlation", "first", "second"],
                                                 ascending=[True, False, True, True])  # fmt: skip
     table = table.drop(columns="rank").reset_index(drop=True)
-    return table.assign(joined=_joined(table))[COLUMNS]
+    return table.assign(joined=_joined(table)).astype(TYPES)  # of an empty table, too
 
 
 def groups(names: Sequence[str], pairs: pd.DataFrame) -> NDArray[np.int64]:

@@ -29,6 +29,9 @@ ALIGNMENTS, PROPOSERS = 3, 5  # alignments tried of one pair, and how many keypo
 RADIUS = 3.5  # keypoints that agree with an alignment lie so close, pixels
 SCALES = (0.6, 1.7)  # of one image in the other; beyond, few keypoints align by chance
 STRETCH = 1.35  # most that one axis may be scaled more than the other
+# Another frame of a lesion comes from the same scanner, usually at the same depth, and its layers lie as they lay. What
+# correlates less than CLEAR must therefore align without much change of scale, and without a tilt of the layers.
+CLEAR, VIEW_SCALES, TILT = 0.6, (0.88, 1.14), 0.06
 BLACK = 6  # grey values up to this are no tissue
 FINE, COARSE = (0.8, 3.0), (2.0, 8.0)  # pass bands, sigma in pixels: speckle; tissue and lesion
 # A SIFT descriptor is 4 rows x 4 columns x 8 directions; a mirror turns columns around and directions over.
@@ -141,10 +144,14 @@ def compare(one: Signature, other: Signature, inliers: int, *, mirrored: bool) -
         if coarse is None:
             coarse, target = _band(grey, tissue, COARSE), _band(other.grey, other.tissue, COARSE)
         refined, correlation, shared = _refine(alignment, coarse, target, tissue, other.tissue)
+        scale = np.sqrt(abs(np.linalg.det(refined[:, :2])))
+        is_view = VIEW_SCALES[0] < scale < VIEW_SCALES[1] and abs(refined[1, 0]) < TILT
+        if correlation < CLEAR and not is_view:
+            continue
         agreeing = int(_agree(here, there, refined, RADIUS).sum())
         if agreeing >= inliers and (best is None or correlation > best.correlation):
             covered = _warp(np.ones(grey.shape, np.float32), refined, shape).sum()
-            area = min(grey.size * abs(np.linalg.det(refined[:, :2])), other.grey.size)
+            area = min(grey.size * scale**2, other.grey.size)
             fine = _warp(_band(grey, tissue, FINE), refined, shape)
             speckle = _correlation(fine, _band(other.grey, other.tissue, FINE), shared)
             best = Match(agreeing, min(1.0, float(covered / area)), correlation, speckle)
