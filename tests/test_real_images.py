@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.conftest import PROJECT, copy_project, run_in, ultrasound
 from tests.serving import assert_served_as_evaluated, serving
-from ultrasound.images import prepared
+from ultrasound.images import annotations, prepared
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,16 @@ def test_near_duplicates_that_readers_see_are_one_group_and_lettering_joins_noth
     assert [pair for pair in SAME_SCAN if group[pair[0]] != group[pair[1]]] == []
     assert [pair for pair in DIFFERENT if group[pair[0]] == group[pair[1]]] == []
     assert group.value_counts().max() <= 10  # no chain swallows the data set
+
+
+@pytest.mark.parametrize("name", ["calipers", "text"])
+def test_annotations_are_found_as_a_reader_sees_them(busi, name):
+    seen = pd.read_csv(PROJECT / "tests/images/annotations_by_eye.csv").set_index("image_id")[name].astype(bool)
+    table = pd.read_csv(busi[0] / "build/catalog.csv").set_index("image_id")
+    found = annotations.flags(table).loc[seen.index, name]
+    assert len(seen) > 250 and seen.sum() > 40
+    assert found[seen].mean() >= 0.96  # sensitivity
+    assert not found[~seen].any()  # specificity 1
 
 
 def test_the_committed_test_set_is_locked(busi):

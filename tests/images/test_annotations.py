@@ -10,7 +10,7 @@ from tests.conftest import ARCHIVE, PROJECT
 from ultrasound import params
 from ultrasound.commands import CATALOG, download
 from ultrasound.errors import InputError
-from ultrasound.images import annotations, catalog
+from ultrasound.images import annotations, catalog, overlay
 from ultrasound.images.sources.phantom import CLASSES, phantom
 
 WHITE = 230  # the level of a scanner's overlay
@@ -131,7 +131,7 @@ def test_a_cross_alone_is_no_measurement(tmp_path):
     image, _ = scan()
     cross(image, 120, 150)
     row, flags = raised(tmp_path, image)
-    assert row["calipers"] < annotations.SURE
+    assert row["calipers"] < overlay.SURE
     assert flags == set()
 
 
@@ -256,21 +256,21 @@ def test_marks_cover_what_is_drawn_and_little_else():
     drawn = measured(clean.copy())
     write(drawn, 180, 280, "RT AXILLA")
     before, after = (np.asarray(image.convert("L")) for image in (clean, drawn))
-    covered = annotations.marks(after)
+    covered = overlay.marks(after)
     assert covered.shape == after.shape
     assert covered.dtype == bool
     changed = np.abs(after.astype(int) - before) > 30
     assert changed.sum() > 800
     assert covered[changed].mean() > 0.97
     assert covered.mean() < 0.06
-    assert annotations.marks(before).mean() < 0.003
+    assert overlay.marks(before).mean() < 0.003
 
 
 def test_marks_never_cover_a_large_bright_area():
     grey = np.asarray(scan()[0].convert("L")).copy()
     grey[100:200, 100:300] = 255
     grey[220:224, 50:400] = 240  # a bright fascia
-    assert annotations.marks(grey)[90:230, 50:350].mean() < 0.01
+    assert overlay.marks(grey)[90:230, 50:350].mean() < 0.01
 
 
 def test_marks_are_found_fast():
@@ -278,7 +278,7 @@ def test_marks_are_found_fast():
     times = []
     for _ in range(5):
         begun = time.process_time()
-        annotations.marks(grey)
+        overlay.marks(grey)
         times.append(time.process_time() - begun)
     assert min(times) < 0.015
 
@@ -299,7 +299,7 @@ def test_images_of_any_size_and_content_are_annotated(tmp_path, size):
     assert table[annotations.COLUMNS].to_numpy().min() >= 0
     assert table[["coloured", "calipers", "text", "border", "lesion_share"]].to_numpy().max() <= 1
     for image in contents:
-        assert annotations.marks(np.asarray(image.convert("L"))).shape == size[::-1]
+        assert overlay.marks(np.asarray(image.convert("L"))).shape == size[::-1]
 
 
 def test_the_table_is_the_same_each_time_survives_its_file_and_keeps_the_data_digest(tmp_path):

@@ -17,8 +17,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ultrasound.images import matching
-from ultrasound.images.annotations import marks
 from ultrasound.images.matching import Match, Signature
+from ultrasound.images.overlay import marks
 from ultrasound.images.preparation import open_image
 
 IDENTICAL, COPY, SAME_VIEW = "identical", "copy", "same view"  # pixel for pixel; the same speckle; another frame
