@@ -130,7 +130,9 @@ def leakage(facts: Facts) -> str:
     """
     import mlflow  # seconds, which the other blocks need not wait for
 
-    used = params.flatten(params.load(), ("preprocess", "leakage"))
+    values = params.load()
+    trained = ("model", "augment", "train") if values.leakage.recipe == "finetune" else ()
+    used = params.flatten(values, ("preprocess", "leakage", *trained))
     tags = {"verb": "leakage", "data_digest": facts.data_digest, "split_digest": facts.split_digest}
     conditions = [f"tags.{name} = '{value}'" for name, value in tags.items()] + ["attributes.status = 'FINISHED'"]
     conditions += [f"params.`{name}` = '{value}'" for name, value in used.items()]

@@ -67,7 +67,9 @@ class Split(Section):
     """Near-duplicates, test set and folds."""
 
     test_share: float = Field(gt=0, lt=0.9, description="share of the groups that is locked away as the test set")
-    test_set: str = Field(description="CSV file of images (column pixels) that are test images once and for all")
+    test_set: str = Field(
+        description="list of images that stay test images; begin your own with the line image_id,label,pixels"
+    )
     folds: int = Field(ge=2, le=20, description="grouped, stratified folds of the development images")
     conflicts: Literal["exclude", "keep"] = Field(description="groups of near-duplicates under several labels")
     inliers: int = Field(ge=4, description="near-duplicates: fewest keypoints that agree with one alignment")

@@ -20,12 +20,13 @@ def run(params: Params) -> None:
     """Compare under one run; print the protocol in words, both scores and the difference."""
     provenance.require_current(params)
     data = prepared.read(PREPARED)
+    report = provenance.require_report(REPORT, data)
     settings, model = params.leakage, params.model
     finetune = settings.recipe == "finetune"
     sections = ("data", "split", "preprocess", "leakage", *(("model", "augment", "train") if finetune else ()))
     name = f"leakage-{settings.recipe}-{model.name if finetune else settings.backbone}"
     with runs.run("leakage", name, flatten(params, sections), provenance.tags(data)) as run_id:
-        runs.log_file(REPORT)
+        runs.log_file(report)
         found = leakage.compare(params, data)
         leakage.log(found, params, data)
     samples = found.samples
@@ -51,8 +52,9 @@ def run(params: Params) -> None:
                 cell += f" sd {leakage.deviation(found.repetitions[protocol][metric]):.3f}"
             cells.append(f"{cell:<37}")
         print(f"{protocol:<12}" + "".join(cells).rstrip())
-    print(f"difference = random - grouped; means over the seeds; in brackets 95 % intervals of a bootstrap by group "
-          f"({settings.resamples} resamples); sd over the seeds")  # fmt: skip
+    over = "; means and sd over the seeds" if settings.seeds > 1 else ""
+    print(f"difference = random - grouped{over}; in brackets 95 % intervals of a bootstrap by group "
+          f"({settings.resamples} resamples)")  # fmt: skip
     print(f"{len(found.suspects)} suspect labels, by the probabilities of grouped folds: tables/suspect_labels.csv; "
           "a list to look at, no label was changed")  # fmt: skip
     print(f"run {run_id}")

@@ -24,19 +24,20 @@ def run(params: Params) -> None:
     splits = splitting.split(
         table, groups, set(kept["pixels"]), settings.test_share, settings.folds, settings.conflicts, settings.seed
     )
-    test_set = splitting.test_set(splits, table, kept)
+    test_set, cases = splitting.test_set(splits, table, kept), splitting.nnunet(splits)
     pairs.to_csv(DUPLICATES, index=False)
     splits.to_csv(SPLITS, index=False)
     test_set.to_csv(TEST_SET, index=False)
-    NNUNET.write_text(json.dumps(splitting.nnunet(splits), indent=1) + "\n")
+    NNUNET.write_text(json.dumps(cases, indent=1) + "\n")
     sizes = splits["group"].value_counts()
     methods = ", ".join(f"{count} {method}" for method, count in pairs["method"].value_counts().items())
     print(f"{len(pairs)} pairs of near-duplicates ({methods or 'none'}); {len(sizes)} groups, {(sizes > 1).sum()} of "
           f"several images, the largest of {sizes.max()}")  # fmt: skip
     if apart := (~pairs["joined"]).sum():
-        print(f"{apart} pairs were not joined: a chain of views would have made too large a group")
+        print(f"{apart} pairs of the same view were not joined, so the split may divide them: a chain of views would "
+              "have made too large a group")  # fmt: skip
     for reason in splits.loc[splits["status"] == splitting.CONFLICT, "reason"].unique():
-        print(f"conflict: {reason}")
+        print(f"conflict ({settings.conflicts}): {reason}")
     print(splitting.summary(splits).to_string())
     print(f"split digest {splitting.digest(splits)}")
     test = table.loc[splits["split"] == splitting.TEST, "pixels"]

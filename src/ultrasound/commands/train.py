@@ -16,10 +16,11 @@ def run(params: Params) -> None:
     """Train once under one run; print the epochs and the best one's metrics."""
     provenance.require_current(params)
     data = prepared.read(PREPARED)
+    report = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     values = flatten(params, ("data", "split", "preprocess", *SECTIONS))
     with runs.run("train", f"train-{params.model.name}", values, tags) as run_id:
-        runs.log_file(REPORT)
+        runs.log_file(report)
         trained = training.train(params, data, params.model.name)
         metrics = training.log(trained, data)
     print(f"{'epoch':>5} {'train loss':>10} {'val loss':>9} {'val accuracy':>12} {'val macro-F1':>12}")

@@ -30,13 +30,14 @@ def run(params: Params) -> None:
     provenance.require_current(params)
     search_space.check(params)
     data = prepared.read(PREPARED)
+    report = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the table at the end says the same
     study = _study(params, data)
     with runs.run(
         "tune", f"tune-{params.model.name}", flatten(params, ("data", "split", "preprocess", *SECTIONS)), tags
     ):
-        runs.log_file(REPORT)
+        runs.log_file(report)
         if len(study.get_trials(states=ENDED)) < params.tune.trials:
             study.optimize(
                 lambda trial: _trial(trial, params, data, tags),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
@@ -20,9 +20,11 @@ from ultrasound.images import matching
 from ultrasound.images.matching import Match, Signature
 from ultrasound.images.overlay import marks
 from ultrasound.images.preparation import open_image
+from ultrasound.images.sources import phantom
 
 IDENTICAL, COPY, SAME_VIEW = "identical", "copy", "same view"  # pixel for pixel; the same speckle; another frame
-SPECKLE = 0.9  # correlation of the finest structures from which two images are copies of one frame
+SPECKLE = 0.85  # correlation of the finest structures from which two images are copies of one frame
+FOREIGN = 36  # phantoms that lend their keypoints as visual words
 LARGEST = 20  # pairs of the same view do not join groups beyond so many images
 T = TypeVar("T")
 TYPES = {"first": str, "second": str, "method": str, "inliers": int, "overlap": float, "correlation": float,
@@ -50,33 +52,28 @@ def near_duplicates(catalog: pd.DataFrame, inliers: int, correlation: float) -> 
     """
     names, files = catalog["image_id"].tolist(), catalog["image"].tolist()
     with ProcessPoolExecutor(os.cpu_count()) as pool:
+        words = matching.vocabulary(pool.map(_foreign_signature, range(FOREIGN)))
         signatures = _watched(pool.map(_signature, files, chunksize=8), "describe", len(files))
-    proposed = matching.candidates(signatures)
+    proposed = matching.candidates(signatures, words)
 
-    def compare(pair: tuple[int, int, bool]) -> Match | None:
-        first, second, mirrored = pair
-        return matching.compare(signatures[first], signatures[second], inliers, mirrored=mirrored)
-
-    # OpenCV and numpy leave the interpreter free; BLAS threads within a thread would only wait for each other.
-    with threadpool_limits(1), ThreadPoolExecutor(os.cpu_count()) as threads:
-        matches = _watched(threads.map(compare, proposed), "compare", len(proposed))
+    with ProcessPoolExecutor(os.cpu_count(), initializer=_keep, initargs=(signatures,)) as pool:
+        jobs = ((*pair, inliers) for pair in proposed)
+        matches = _watched(pool.map(_compare, jobs, chunksize=256), "compare", len(proposed))
     same = pd.Series(range(len(catalog))).groupby(catalog["pixels"].to_numpy())
-    found = {pair: (IDENTICAL, 0, 1.0, 1.0, 1.0, False) for _, rows in same for pair in combinations(rows.tolist(), 2)}
+    identical = (IDENTICAL, Match(0, 1.0, 1.0, 1.0), False)
+    found = {pair: identical for _, rows in same for pair in combinations(rows.tolist(), 2)}
     for (first, second, mirrored), match in zip(proposed, matches, strict=True):
         if match and match.correlation >= correlation:
-            known = found.get((first, second))
-            method = IDENTICAL if known and known[0] == IDENTICAL else COPY if match.speckle >= SPECKLE else SAME_VIEW
-            if not known or match.correlation > known[3] or known[1] == 0:  # of the two ways around, the better
-                found[first, second] = (
-                    method,
-                    match.inliers,
-                    match.overlap,
-                    match.correlation,
-                    match.speckle,
-                    mirrored,
-                )
+            known, evidence, _ = found.get((first, second), ("", None, False))
+            method = IDENTICAL if known == IDENTICAL else COPY if match.speckle >= SPECKLE else SAME_VIEW
+            if not evidence or not evidence.inliers or match.correlation > evidence.correlation:
+                found[first, second] = (method, match, mirrored)
     table = pd.DataFrame(
-        [(names[first], names[second], *evidence) for (first, second), evidence in found.items()], columns=COLUMNS[:-1]
+        [
+            (names[first], names[second], method, *match, mirrored)
+            for (first, second), (method, match, mirrored) in found.items()
+        ],
+        columns=COLUMNS[:-1],
     ).round({"overlap": 3, "correlation": 3, "speckle": 3})
     rank = table["method"].map({IDENTICAL: 0, COPY: 1, SAME_VIEW: 2})
     table = table.assign(rank=rank).sort_values(["rank", "correlation", "first", "second"],
@@ -108,9 +105,29 @@ def _joined(pairs: pd.DataFrame) -> list[bool]:
     return joined
 
 
+def _foreign_signature(number: int) -> Signature:
+    label, index = phantom.CLASSES[number % len(phantom.CLASSES)], number // len(phantom.CLASSES) + 1
+    grey = np.asarray(phantom.phantom(label, index, 0)[0])
+    return matching.signature(grey, np.zeros(grey.shape, bool))
+
+
 def _signature(file: str) -> Signature:
     grey = np.asarray(open_image(Path(file), file).convert("L"))
     return matching.signature(grey, marks(grey))
+
+
+_kept: Sequence[Signature] = ()  # in a worker: sent once, as every image is compared many times
+
+
+def _keep(signatures: Sequence[Signature]) -> None:
+    global _kept
+    _kept = signatures
+    threadpool_limits(1)  # there is a process a core already
+
+
+def _compare(job: tuple[int, int, bool, int]) -> Match | None:
+    first, second, mirrored, inliers = job
+    return matching.compare(_kept[first], _kept[second], inliers, mirrored=mirrored)
 
 
 def _watched(results: Iterable[T], what: str, count: int) -> list[T]:

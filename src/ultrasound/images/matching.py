@@ -11,28 +11,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.neighbors import NearestNeighbors
 
 SIDE = 210  # long side at which images are compared, pixels; finer speckle changes from frame to frame
 KEYPOINTS = 200  # per image, the most contrasted
 WORDS, VOTES = 4096, 3  # of the visual vocabulary; words that a keypoint votes for, the nearest
-NEIGHBOURS = 30  # candidates per image, and again as many mirrored
+NEIGHBOURS = 60  # candidates per image, and again as many mirrored
 ALIGNMENTS, PROPOSERS = 3, 5  # alignments tried of one pair, and how many keypoints must propose one
 RADIUS = 3.5  # keypoints that agree with an alignment lie so close, pixels
+FAINT = 0.1  # correlation under the keypoints' alignment below which there is nothing to improve
 SCALES = (0.6, 1.7)  # of one image in the other; beyond, few keypoints align by chance
 STRETCH = 1.35  # most that one axis may be scaled more than the other
 # Another frame of a lesion comes from the same scanner, usually at the same depth, and its layers lie as they lay. What
-# correlates less than CLEAR must therefore align without much change of scale, and without a tilt of the layers.
-CLEAR, VIEW_SCALES, TILT = 0.6, (0.88, 1.14), 0.06
-BLACK = 6  # grey values up to this are no tissue
+# correlates less than CLEAR must therefore align without much change of scale or tilt of the layers, and over half.
+CLEAR, VIEW_SCALES, TILT, VIEW_OVERLAP = 0.6, (0.88, 1.14), 0.06, 0.5
+DARK = 6  # grey values up to this tell nothing of tissue
 FINE, COARSE = (0.8, 3.0), (2.0, 8.0)  # pass bands, sigma in pixels: speckle; tissue and lesion
 # A SIFT descriptor is 4 rows x 4 columns x 8 directions; a mirror turns columns around and directions over.
 MIRROR = np.arange(128).reshape(4, 4, 8)[:, ::-1, (4 - np.arange(8)) % 8].ravel()
@@ -93,33 +93,40 @@ def signature(grey: Grey, marks: NDArray[np.bool_]) -> Signature:
         np.array([(*point.pt, point.size) for point in points], np.float32).reshape(-1, 3),
         np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8),
         np.asarray(image),
-        (image > BLACK) & (clean > 0),
+        (image > DARK) & (clean > 0),
     )
 
 
-def candidates(signatures: Sequence[Signature]) -> list[tuple[int, int, bool]]:
+def vocabulary(signatures: Iterable[Signature]) -> Floats:
+    """Visual words: (words, 128), drawn from the descriptors of `signatures`, the same on every call.
+
+    Take them from scans that are no part of the data set: then what is proposed for two images depends on these two,
+    but for others that are still more alike, and not on which images there are besides.
+    """
+    descriptors = np.concatenate([signature.descriptors for signature in signatures])
+    return _root(descriptors[np.random.default_rng(0).permutation(len(descriptors))[:WORDS]])
+
+
+def candidates(signatures: Sequence[Signature], words: Floats) -> list[tuple[int, int, bool]]:
     """Pairs worth a comparison: (first, second, mirrored), sorted, first < second.
 
-    The words are a fixed draw from the images' own descriptors; cost per image does not grow with their number, but
-    for the look-up among sparse vectors.
+    Cost per image does not grow with their number, but for the look-up among sparse vectors.
     """
     counts = [len(signature.descriptors) for signature in signatures]
     descriptors = np.concatenate([signature.descriptors for signature in signatures])
     if len(signatures) < 2 or not len(descriptors):
         return []
-    words = _root(descriptors[np.random.default_rng(0).permutation(len(descriptors))[:WORDS]])
     image = np.repeat(np.arange(len(signatures)), np.multiply(counts, VOTES))
     bags, mirrored = (
-        csr_array((np.ones(len(image)), (image, _nearest(which, words))), shape=(len(signatures), len(words)))
+        # The square root keeps a word that stands there often from outweighing the others.
+        csr_array((np.ones(len(image)), (image, _nearest(which, words))), shape=(len(signatures), len(words))).sqrt()
         for which in (descriptors, descriptors[:, MIRROR])
     )
-    weights = TfidfTransformer(sublinear_tf=True).fit(bags)
-    index = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(signatures)), metric="cosine")
-    index.fit(weights.transform(bags))
+    index = NearestNeighbors(n_neighbors=min(NEIGHBOURS + 1, len(signatures)), metric="cosine").fit(bags)
     found = {
         (min(one, other), max(one, other), flipped)
         for flipped, query in ((False, bags), (True, mirrored))
-        for one, others in enumerate(index.kneighbors(weights.transform(query), return_distance=False).tolist())
+        for one, others in enumerate(index.kneighbors(query, return_distance=False).tolist())
         for other in others
         if one != other
     }
@@ -127,7 +134,7 @@ def candidates(signatures: Sequence[Signature]) -> list[tuple[int, int, bool]]:
 
 
 def compare(one: Signature, other: Signature, inliers: int, *, mirrored: bool) -> Match | None:
-    """Align `one` (turned left to right if `mirrored`) with `other` and correlate them.
+    """Align two images, `one` turned left to right if `mirrored`, and correlate them; the order is no matter.
 
     Args:
         inliers: fewest keypoints that must agree.
@@ -135,27 +142,32 @@ def compare(one: Signature, other: Signature, inliers: int, *, mirrored: bool) -
     Returns:
         The evidence, or None where no plausible alignment has so many inliers.
     """
-    grey, tissue = (one.grey[:, ::-1], one.tissue[:, ::-1]) if mirrored else (one.grey, one.tissue)
-    shape = other.grey.shape
-    best: Match | None = None
-    coarse: Floats | None = None
-    here, there = _correspondences(one, other, mirrored)
+    if mirrored:
+        one = _mirrored(one)
+    here, there = _correspondences(one, other)
+    both = [*_matches(one, other, here, there, inliers), *_matches(other, one, there, here, inliers)]
+    return max(both, key=lambda match: (match.correlation, match), default=None)
+
+
+def _matches(one: Signature, other: Signature, here: Floats, there: Floats, inliers: int) -> Iterator[Match]:
+    """Evidence under each plausible alignment of `one` with `other`."""
     for alignment in _alignments(here, there):
-        if coarse is None:
-            coarse, target = _band(grey, tissue, COARSE), _band(other.grey, other.tissue, COARSE)
-        refined, correlation, shared = _refine(alignment, coarse, target, tissue, other.tissue)
+        coarse, target = _band(one, COARSE), _band(other, COARSE)
+        refined, correlation, shared = _refine(alignment, coarse, target, one.tissue, other.tissue)
         scale = np.sqrt(abs(np.linalg.det(refined[:, :2])))
-        is_view = VIEW_SCALES[0] < scale < VIEW_SCALES[1] and abs(refined[1, 0]) < TILT
-        if correlation < CLEAR and not is_view:
-            continue
+        covered = _warp(np.ones(one.grey.shape, np.float32), refined, other.grey.shape).sum()
+        overlap = min(1.0, float(covered / min(one.grey.size * scale**2, other.grey.size)))
+        is_view = VIEW_SCALES[0] < scale < VIEW_SCALES[1] and abs(refined[1, 0]) < TILT and overlap > VIEW_OVERLAP
         agreeing = int(_agree(here, there, refined, RADIUS).sum())
-        if agreeing >= inliers and (best is None or correlation > best.correlation):
-            covered = _warp(np.ones(grey.shape, np.float32), refined, shape).sum()
-            area = min(grey.size * scale**2, other.grey.size)
-            fine = _warp(_band(grey, tissue, FINE), refined, shape)
-            speckle = _correlation(fine, _band(other.grey, other.tissue, FINE), shared)
-            best = Match(agreeing, min(1.0, float(covered / area)), correlation, speckle)
-    return best
+        if agreeing >= inliers and (is_view or correlation >= CLEAR):
+            fine = _warp(_band(one, FINE), refined, other.grey.shape)
+            yield Match(agreeing, overlap, correlation, _correlation(fine, _band(other, FINE), shared))
+
+
+def _mirrored(image: Signature) -> Signature:
+    across = image.grey.shape[1] - 1 - image.points[:, 0]
+    points = np.stack([across, image.points[:, 1], image.points[:, 2]], axis=1)
+    return Signature(points, image.descriptors[:, MIRROR], image.grey[:, ::-1], image.tissue[:, ::-1])
 
 
 def _root(descriptors: NDArray[np.uint8]) -> Floats:
@@ -170,20 +182,19 @@ def _nearest(descriptors: NDArray[np.uint8], words: Floats) -> NDArray[np.int64]
     return np.concatenate([np.argpartition(-block, votes - 1, axis=1)[:, :votes].ravel() for block in blocks])
 
 
-def _correspondences(one: Signature, other: Signature, mirrored: bool) -> tuple[Floats, Floats]:
-    """Keypoints that are each other's nearest, and clearly nearer than the next: (m, 3) in both images."""
+def _correspondences(one: Signature, other: Signature) -> tuple[Floats, Floats]:
+    """Keypoints that are each other's nearest, and clearly nearer than one's next: (m, 3) in both images."""
     if min(len(one.points), len(other.points)) < 2:
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)
-    alike = _root(one.descriptors[:, MIRROR] if mirrored else one.descriptors) @ _root(other.descriptors).T
-    rows = np.arange(len(alike))
-    nearest, back = alike.argmax(axis=1), alike.argmax(axis=0)
-    distance = 2 - 2 * alike[rows, nearest]  # squared, of vectors of length 1
-    alike[rows, nearest] = -1
-    clear = (distance < 0.81 * (2 - 2 * alike.max(axis=1))) & (distance < 0.5) & (back[nearest] == rows)
-    here = one.points[clear]
-    if mirrored:
-        here = np.stack([one.grey.shape[1] - 1 - here[:, 0], here[:, 1], here[:, 2]], axis=1)
-    return here, other.points[nearest[clear]]
+    alike = _root(one.descriptors) @ _root(other.descriptors).T
+    rows, nearest, back = np.arange(len(alike)), alike.argmax(axis=1), alike.argmax(axis=0)
+    mutual = rows[back[nearest] == rows]
+    pairs = mutual, nearest[mutual]
+    distance = 2 - 2 * alike[pairs]  # squared, of vectors of length 1
+    alike[pairs] = -1
+    next_distance = 2 - 2 * np.minimum(alike[pairs[0]].max(axis=1), alike[:, pairs[1]].max(axis=0))
+    clear = (distance < 0.81 * next_distance) & (distance < 0.5)
+    return one.points[pairs[0][clear]], other.points[pairs[1][clear]]
 
 
 def _agree(here: Floats, there: Floats, alignment: Alignment, radius: float) -> NDArray[np.bool_]:
@@ -228,12 +239,17 @@ def _refine(
         return _correlation(_warp(image, of, target.shape), target, shared), shared
 
     correlation, shared = score(alignment)
+    if correlation < FAINT:
+        return alignment, correlation, shared
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 30, 1e-3)
     start = cv2.invertAffineTransform(alignment).astype(np.float32)
     try:
         # OpenCV's type hints know images of integers only.
         _, inverse = cv2.findTransformECC(target, image, start, cv2.MOTION_AFFINE, stop, None, 3)  # type: ignore[call-overload]
-    except cv2.error:  # it did not converge: the keypoints' alignment stands
+    except cv2.error as error:
+        if error.code != cv2.Error.StsNoConv:
+            raise
+        # It did not converge: the keypoints' alignment stands.
         return alignment, correlation, shared
     refined = np.asarray(cv2.invertAffineTransform(inverse), np.float64)
     better, where = score(refined)
@@ -242,10 +258,10 @@ def _refine(
     return alignment, correlation, shared
 
 
-def _band(grey: Grey, tissue: NDArray[np.bool_], sigmas: tuple[float, float]) -> Floats:
+def _band(image: Signature, sigmas: tuple[float, float]) -> Floats:
     """Structures between two sizes, brought to the same strength everywhere; zero where there is no tissue."""
-    image, weight = np.ascontiguousarray(grey, dtype=np.float32), np.ascontiguousarray(tissue, dtype=np.float32)
-    passed = cv2.GaussianBlur(image, (0, 0), sigmas[0]) - cv2.GaussianBlur(image, (0, 0), sigmas[1])
+    grey, weight = np.ascontiguousarray(image.grey, np.float32), np.ascontiguousarray(image.tissue, np.float32)
+    passed = cv2.GaussianBlur(grey, (0, 0), sigmas[0]) - cv2.GaussianBlur(grey, (0, 0), sigmas[1])
     around = cv2.GaussianBlur(weight, (0, 0), 8) + 1e-3
     centred = (passed - cv2.GaussianBlur(passed * weight, (0, 0), 8) / around) * weight
     return np.asarray(centred / (np.sqrt(cv2.GaussianBlur(centred**2, (0, 0), 8) / around) + 2), np.float32)

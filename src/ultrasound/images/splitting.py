@@ -151,25 +151,18 @@ def nnunet(splits: pd.DataFrame) -> list[dict[str, list[str]]]:
     """Give the development folds as nnU-Net's splits_final.json: per fold the cases that train and that validate.
 
     A case is named after its image: what is no letter, digit or underscore becomes an underscore, and the folder is
-    left out where the file's name starts with it (`benign/benign (1)` -> `benign_1`). Image files of nnU-Net are then
-    called `benign_1_0000.png`, label files `benign_1.png`.
+    left out where the file's name starts with it (`benign/benign (1)` -> `benign_1`). Where names would be equal, the
+    later ones by id end in `_again`. Image files of nnU-Net are then called `benign_1_0000.png`, label files
+    `benign_1.png`.
 
     Source: documentation/manual_data_splits.md of https://github.com/MIC-DKFZ/nnUNet (Isensee et al. 2021, Nature
     Methods 18:203).
-
-    Raises:
-        InputError: two images would have the same name.
     """
     names = splits["image_id"].str.replace(r"^(.+)/(?=\1)", "", regex=True)
-    table = splits.assign(case=names.str.replace(r"\W+", "_", regex=True).str.strip("_")).sort_values("case")
-    clash = table[table["case"].str.casefold().duplicated(keep=False)]  # files of some systems do not tell case
-    if len(clash):
-        first = clash["case"].iloc[0]
-        images = clash.loc[clash["case"].str.casefold() == first.casefold(), "image_id"]
-        raise InputError(
-            f"{' and '.join(sorted(images))} would both be nnU-Net's case {first}: rename one of the files"
-        )
-    development = table[table["split"] == DEVELOPMENT]
+    table = splits.assign(case=names.str.replace(r"\W+", "_", regex=True).str.strip("_")).sort_values("image_id")
+    while (again := table["case"].str.casefold().duplicated()).any():  # files of some systems do not tell case
+        table.loc[again, "case"] += "_again"
+    development = table[table["split"] == DEVELOPMENT].sort_values("case")
     return [
         {"train": development.loc[development["fold"] != fold, "case"].tolist(), "val": rows["case"].tolist()}
         for fold, rows in development.groupby("fold")

@@ -114,7 +114,7 @@ def log(comparison: Comparison, params: Params, prepared: Prepared) -> None:
         runs.log_metrics(values, name)
     title = (
         f"recipe {params.leakage.recipe}: {len(comparison.samples)} images, {params.split.folds} folds, "
-        f"{params.leakage.seeds} seeds (circles) with their mean and its 95 % interval"
+        f"fold seeds 0 to {params.leakage.seeds - 1} (circles), their mean and its 95 % interval"
     )
     shown = {protocol: scores[protocol] for protocol in PROTOCOLS}
     runs.log_figure(figures.comparison(shown, repetitions, scores[DIFFERENCE], title), "leakage")

@@ -37,6 +37,20 @@ def git_commit() -> str:
         return "none"
 
 
+def require_report(page: Path, prepared: Prepared) -> Path:
+    """Check that the data report, which is saved with a run, tells of the data and the split that the run uses.
+
+    Raises:
+        InputError: it is missing, or is of other data or another split.
+    """
+    if not page.is_file():
+        raise InputError(f"{page} is missing: run `dvc repro`")
+    text = page.read_text(encoding="utf-8")
+    if prepared.data_digest not in text or prepared.split_digest not in text:
+        raise InputError(f"{page} is of other data or another split than build/prepared: run `dvc repro`")
+    return page
+
+
 def require_current(params: Params) -> None:
     """Check that build/ was made with the data parameters that params.yaml holds now, by what dvc.lock recorded.
 

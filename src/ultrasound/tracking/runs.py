@@ -113,13 +113,7 @@ def log_dataset(prepared: Prepared, rows: Any, name: str, context: str) -> None:
 
 
 def log_file(file: Path) -> None:
-    """Save a file among the run's artifacts, under its name.
-
-    Raises:
-        InputError: it is not there.
-    """
-    if not file.is_file():
-        raise InputError(f"{file} is missing: run `dvc repro` first")
+    """Save a file among the run's artifacts, under its name."""
     mlflow.log_artifact(str(file))
 
 
