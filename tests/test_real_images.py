@@ -70,10 +70,12 @@ SAME_SCAN = [
     ("normal/normal (38)", "normal/normal (53)"),
     ("malignant/malignant (4)", "malignant/malignant (5)"),
 ]
-DIFFERENT = [
-    ("benign/benign (223)", "benign/benign (257)"),  # both say RT AXILLA, at the same place
-    ("benign/benign (1)", "benign/benign (318)"),  # both say RIGHT BREAST
-    ("benign/benign (320)", "normal/normal (121)"),
+DIFFERENT = [  # what they share is lettering, in letters that match perfectly, or no more than a likeness
+    ("benign/benign (257)", "malignant/malignant (12)"),  # RT AXILLA
+    ("benign/benign (223)", "malignant/malignant (110)"),
+    ("benign/benign (3)", "normal/normal (121)"),  # RIGHT BREAST
+    ("benign/benign (320)", "normal/normal (31)"),
+    ("benign/benign (70)", "normal/normal (21)"),
     ("malignant/malignant (184)", "malignant/malignant (202)"),
 ]
 

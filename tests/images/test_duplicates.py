@@ -1,134 +1,273 @@
+import itertools
+from unittest import mock
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageEnhance
+from PIL import Image
+from scipy.cluster.hierarchy import DisjointSet
 
+from scripts import bench
+from ultrasound import params
 from ultrasound.errors import InputError
 from ultrasound.images import duplicates
+from ultrasound.images.duplicates import COLUMNS, COPY, IDENTICAL, LARGEST, SAME_VIEW
+from ultrasound.images.preparation import pixel_hash
 from ultrasound.images.sources import phantom
 
-HASH_DISTANCE, CORRELATION = 12, 0.85  # as in params.yaml
-ORIGINALS = [(label, number) for label in phantom.CLASSES for number in (1, 2, 3)]
+SPLIT = params.load().split
+NAMES = [f"image {number}" for number in range(12)]
 
 
-def crop(scan):
-    right, low = scan.width // 50, scan.height // 50
-    return scan.crop((right, low, scan.width - right, scan.height - low))
+EASY = ["crop", "rescale", "mirror", "contrast", "calipers", "JPEG"]
 
 
-def more_contrast(scan):
-    return ImageEnhance.Contrast(scan).enhance(1.4)
+def search(catalog, inliers=SPLIT.inliers, correlation=SPLIT.correlation):
+    with mock.patch.object(duplicates, "FOREIGN", 3):  # fewer visual words, in less time
+        return duplicates.near_duplicates(catalog, inliers, correlation)
 
 
-def less_contrast(scan):
-    return ImageEnhance.Contrast(scan).enhance(0.7)
+def catalog_of(folder, images):
+    rows = []
+    for name, image in images.items():
+        image.save(folder / f"{name}.png")
+        rows.append({"image_id": name, "image": str(folder / f"{name}.png"), "pixels": pixel_hash(image)})
+    return pd.DataFrame(rows)
 
 
-def calipers(scan):
-    drawn = scan.copy()
-    for x, y in ((0.3, 0.4), (0.6, 0.55)):
-        across, down = x * scan.width, y * scan.height
-        ImageDraw.Draw(drawn).line((across - 8, down, across + 8, down), 255, 2)
-        ImageDraw.Draw(drawn).line((across, down - 8, across, down + 8), 255, 2)
-    return drawn
+def evidence(first, second, method=COPY, joined=True):
+    return {"first": first, "second": second, "method": method, "joined": joined}
 
 
-def in_colour(scan):
-    return scan.convert("RGB")
+def joined_of(pairs):
+    table = pd.DataFrame(pairs, columns=["first", "second", "method", "joined"])
+    return table.assign(joined=np.array(duplicates._joined(table), dtype=bool))
 
 
-CHANGES = [crop, more_contrast, less_contrast, calipers, in_colour]
+def unordered(pairs):
+    return {frozenset(ends) for ends in zip(pairs["first"], pairs["second"], strict=True)}
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("phantoms")
-    named = {}
-    for label, number in ORIGINALS:
-        scan, _ = phantom.phantom(label, number, seed=0)
-        changes = {"": lambda scan: scan} | ({change.__name__: change for change in CHANGES} if number == 1 else {})
-        for name, change in changes.items():
-            file = folder / f"{label} {number} {name}.png"
-            change(scan).save(file)
-            named[label, number, name] = str(file)
-    return named
+def by_ends(pairs):
+    ends = [" and ".join(sorted(ends)) for ends in zip(pairs["first"], pairs["second"], strict=True)]
+    return pairs.drop(columns=["first", "second"]).set_index(pd.Index(ends)).sort_index()
 
 
 @pytest.fixture(scope="module")
-def pairs(files):
-    names = list(files)
-    found = duplicates.near_duplicates(list(files.values()), HASH_DISTANCE, CORRELATION)
-    return {(names[first], names[second]) for first, second in found}
+def images(tmp_path_factory):
+    return bench.draw(tmp_path_factory.mktemp("copies"), scans=50, seed=1, kinds=EASY)
 
 
-@pytest.mark.parametrize("change", [change.__name__ for change in CHANGES])
-@pytest.mark.parametrize("label", phantom.CLASSES)
-def test_a_changed_copy_is_found(pairs, label, change):
-    assert ((label, 1, ""), (label, 1, change)) in pairs
+@pytest.fixture(scope="module")
+def pairs(images):
+    return duplicates.near_duplicates(images, SPLIT.inliers, SPLIT.correlation)
 
 
-def test_independent_scans_are_not_joined(pairs):
-    assert {(first[:2], second[:2]) for first, second in pairs if first[:2] != second[:2]} == set()
+@pytest.fixture(scope="module")
+def few(images):
+    return images[images["scan"].lt(6) & images["kind"].isin([bench.ORIGINAL, "crop", "mirror", "calipers"])]
 
 
-def test_each_pair_is_told_once_and_in_order(files):
-    chosen = [file for (label, number, _), file in files.items() if (label, number) == ("benign", 1)]
-    found = duplicates.near_duplicates(chosen, HASH_DISTANCE, CORRELATION)
-    assert len(found) == len(set(found)) >= 5
-    assert all(first < second for first, second in found)
+@pytest.fixture(scope="module")
+def pairs_of_few(few):
+    return search(few)
+
+
+def test_copies_are_found_and_different_scans_are_not_joined(images, pairs, capsys):
+    scores = bench.score(images, pairs)
+    with capsys.disabled():
+        print(f"\n{bench.report(images, scores)}")
+    assert scores["pairs"].to_dict() == dict.fromkeys(EASY, 50) | {"all": 300}
+    assert (scores["recall"] >= 98).all()
+    assert scores.loc["all", "false pairs"] <= 0.001 * bench.different(images)
+    assert (scores["precision"] >= 95).all()
+
+
+def test_the_pairs_tell_which_copies_are_mirrored(images, pairs):
+    kinds = images.set_index("image_id")["kind"]
+    copies = pairs[pairs["method"] == COPY]
+    turned = (kinds[copies["first"]].to_numpy() == "mirror") != (kinds[copies["second"]].to_numpy() == "mirror")
+    assert len(copies) > 900
+    assert (copies["mirrored"].to_numpy() == turned).all()
+
+
+def test_scans_with_the_same_lettering_and_copies_changed_in_every_way_at_once(tmp_path, capsys):
+    images = bench.draw(tmp_path, scans=15, seed=1, kinds=["lettering", "all at once"])
+    scores = bench.score(images, search(images))
+    with capsys.disabled():
+        print(f"\n{bench.report(images, scores)}")
+    assert (scores["recall"] >= 90).all()
+    assert scores.loc["lettering", "false pairs"] == 0
+
+
+def test_the_score_counts_what_is_missed_and_what_is_false():
+    rows = [(scan, kind) for scan in (0, 1) for kind in (bench.ORIGINAL, *bench.KINDS)]
+    images = pd.DataFrame(rows, columns=["scan", "kind"]).assign(image_id=[f"{scan}/{kind}" for scan, kind in rows])
+    found = [("0/original", "0/crop"), ("0/crop", "0/mirror"), ("1/mirror", "0/original"), ("0/original", "1/original")]
+    scores = bench.score(images, pd.DataFrame(found, columns=["first", "second"]))
+    assert scores.loc["crop"].tolist() == [2, 1, 50, 0, 100]
+    assert scores.loc["mirror"].tolist() == [2, 0, 0, 1, 50]
+    assert scores.loc["JPEG", "recall"] == 0 and np.isnan(scores.loc["JPEG", "precision"])
+    assert scores.loc["all"].tolist() == [16, 1, 100 / 16, 2, 50]
+    assert bench.different(images) == 81
+
+
+def test_every_pair_stands_once_with_its_evidence_the_surest_first(few, pairs_of_few):
+    assert pairs_of_few.columns.tolist() == COLUMNS
+    assert pairs_of_few.index.tolist() == list(range(len(pairs_of_few)))
+    assert len(unordered(pairs_of_few)) == len(pairs_of_few) >= 6 * 3
+    order = few["image_id"].tolist()
+    assert all(order.index(pair.first) < order.index(pair.second) for pair in pairs_of_few.itertuples())
+    rank = [[IDENTICAL, COPY, SAME_VIEW].index(method) for method in pairs_of_few["method"]]
+    assert rank == sorted(rank)
+    for _, rows in pairs_of_few.groupby("method"):
+        assert rows["correlation"].is_monotonic_decreasing
+    assert (pairs_of_few["inliers"] >= SPLIT.inliers).all()
+    assert pairs_of_few["correlation"].between(SPLIT.correlation, 1).all()
+    assert pairs_of_few["overlap"].between(0, 1).all() and pairs_of_few["speckle"].between(-1, 1).all()
+    assert (pairs_of_few["speckle"] >= duplicates.SPECKLE).equals(pairs_of_few["method"] == COPY)
+
+
+def test_the_search_repeats_itself(few, pairs_of_few):
+    pd.testing.assert_frame_equal(search(few), pairs_of_few)
+
+
+def test_the_order_of_the_catalogue_is_no_matter(few, pairs_of_few):
+    shuffled = few.sample(frac=1, random_state=3)
+    again = search(shuffled)
+    one, other = (by_ends(pairs) for pairs in (pairs_of_few, again))
+    pd.testing.assert_frame_equal(one, other, check_exact=False, rtol=0, atol=0.0011)  # the last digit may turn
+    scans = few.set_index("image_id")["scan"]
+    groups = duplicates.groups(shuffled["image_id"].tolist(), again)
+    assert (groups == pd.factorize(scans[shuffled["image_id"]])[0]).all()
+
+
+def test_other_images_do_not_change_the_evidence_of_a_pair(few, pairs_of_few):
+    fewer = few[few["scan"] < 2]
+    both = pairs_of_few["first"].isin(fewer["image_id"]) & pairs_of_few["second"].isin(fewer["image_id"])
+    pd.testing.assert_frame_equal(search(fewer), pairs_of_few[both].reset_index(drop=True))
+
+
+def test_stricter_thresholds_leave_fewer_pairs(few, pairs_of_few):
+    most = int(pairs_of_few["inliers"].median())
+    assert unordered(search(few, inliers=most)) == unordered(pairs_of_few[pairs_of_few["inliers"] >= most])
+    sure = pairs_of_few[pairs_of_few["correlation"] >= 0.991]  # rounded there
+    assert 0 < len(sure) < len(pairs_of_few)
+    assert unordered(search(few, correlation=0.9905)) == unordered(sure)
 
 
 @pytest.mark.parametrize("label", phantom.CLASSES)
 def test_a_scan_that_returns_among_the_phantoms_is_found(tmp_path, label):
-    files = []
-    for number in (8, 9, 10):  # each tenth phantom shows the ninth again, cropped
-        files.append(str(tmp_path / f"{number}.png"))
-        phantom.phantom(label, number, seed=0)[0].save(files[-1])
-    assert duplicates.near_duplicates(files, HASH_DISTANCE, CORRELATION) == [(1, 2)]
+    scans = {f"{number}": phantom.phantom(label, number, seed=0)[0] for number in (8, 9, 10)}  # 10 shows 9 again
+    found = search(catalog_of(tmp_path, scans))
+    assert found[["first", "second", "method", "mirrored", "joined"]].values.tolist() == [
+        ["9", "10", COPY, False, True]
+    ]
 
 
-def test_a_like_hash_is_not_enough_without_like_pixels(files):
-    chosen = [files[label, number, ""] for label, number in ORIGINALS]
-    assert duplicates.near_duplicates(chosen, 64, CORRELATION) == []  # at 64 bits every pair is a candidate
+def test_identical_pixels_are_always_found(tmp_path):
+    blank, other = Image.new("L", (300, 200)), Image.new("L", (300, 201))
+    scan = phantom.phantom("benign", 1, seed=0)[0]
+    in_colour = {"scan": scan, "in colour": scan.convert("RGB")}  # the same pixels, as grey and as RGB
+    table = catalog_of(tmp_path, {"a": blank, "b": blank, "other": other, "c": blank, **in_colour})
+    found = search(table, inliers=10_000, correlation=1.0)
+    assert unordered(found) == {frozenset(ends) for ends in ("ab", "ac", "bc")} | {frozenset(in_colour)}
+    assert set(found["method"]) == {IDENTICAL} and found["joined"].all() and (found["correlation"] == 1).all()
+    assert duplicates.groups(table["image_id"].tolist(), found).tolist() == [0, 0, 1, 0, 2, 2]
 
 
-def test_like_pixels_are_not_enough_without_a_like_hash(files):
-    chosen = [files["benign", 1, ""], files["benign", 1, "crop"], files["malignant", 2, ""]]
-    assert duplicates.near_duplicates(chosen, 0, 0.01) == []
+def test_of_identical_scans_the_keypoints_are_counted(tmp_path):
+    scan = phantom.phantom("benign", 1, seed=0)[0]
+    (found,) = search(catalog_of(tmp_path, {"a": scan, "b": scan})).to_dict("records")
+    assert found["method"] == IDENTICAL and found["inliers"] > 50 and not found["mirrored"]
 
 
-def test_identical_images_are_found_at_the_strictest_setting(tmp_path):
-    files = []
-    for seed in range(10):
-        noise = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (80, 90), dtype=np.uint8))
-        for level in (1, 9):
-            files.append(str(tmp_path / f"{seed} {level}.png"))
-            noise.save(files[-1], compress_level=level)
-    assert duplicates.near_duplicates(files, 0, 1.0) == [(first, first + 1) for first in range(0, 20, 2)]
+@pytest.mark.parametrize("blank", [False, True])
+def test_without_pairs_the_table_is_empty_but_whole(tmp_path, pairs_of_few, blank):
+    scans = [phantom.phantom("benign", 1, seed=0)[0], phantom.phantom("benign", 2, seed=0)[0]]
+    chosen = [Image.new("L", (90, 80)), Image.new("L", (90, 81))] if blank else scans
+    found = search(catalog_of(tmp_path, {"a": chosen[0], "b": chosen[1]}))
+    assert len(found) == 0 and found.columns.tolist() == COLUMNS
+    pd.testing.assert_series_equal(found.dtypes, pairs_of_few.dtypes)
+    assert found[found["joined"]].columns.tolist() == COLUMNS and (~found["joined"]).sum() == 0
+    assert duplicates.groups(["a", "b"], found).tolist() == [0, 1]
 
 
-def test_a_damaged_file_is_named(tmp_path):
+def test_a_single_image_has_no_pair(tmp_path):
+    assert len(search(catalog_of(tmp_path, {"a": phantom.phantom("benign", 1, seed=0)[0]}))) == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("no image", r"damaged\.png is not a PNG or JPEG image"), (None, r"damaged\.png is missing")],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content, message):
+    table = catalog_of(tmp_path, {"whole": Image.new("L", (90, 80)), "damaged": Image.new("L", (90, 80))})
     file = tmp_path / "damaged.png"
-    file.write_text("no image")
-    with pytest.raises(InputError, match=r"damaged\.png is not a PNG or JPEG image"):
-        duplicates.near_duplicates([str(file)], HASH_DISTANCE, CORRELATION)
+    file.write_text(content) if content else file.unlink()
+    with pytest.raises(InputError, match=message):
+        search(table)
 
 
-def test_groups_join_chains_and_leave_singletons():
-    assert duplicates.groups(8, [(0, 3), (3, 5), (5, 7), (1, 2)]).tolist() == [0, 1, 1, 0, 2, 0, 3, 0]
+def test_a_chain_of_views_ends_before_it_makes_a_giant_group():
+    names = [f"{number}" for number in range(50)]
+    pairs = joined_of([evidence(*ends, SAME_VIEW) for ends in itertools.pairwise(names)])
+    sizes = np.bincount(duplicates.groups(names, pairs))
+    assert sizes.tolist() == [LARGEST, LARGEST, 10]
+    assert pairs.loc[~pairs["joined"], "first"].tolist() == ["19", "39"]
 
 
-def test_without_pairs_every_image_is_its_own_group():
-    assert duplicates.groups(4, []).tolist() == [0, 1, 2, 3]
+def test_a_chain_of_copies_does_not_end():
+    names = [f"{number}" for number in range(50)]
+    methods = [IDENTICAL, *[COPY] * 48]
+    pairs = joined_of(
+        [evidence(*ends, method) for ends, method in zip(itertools.pairwise(names), methods, strict=True)]
+    )
+    assert pairs["joined"].all() and set(duplicates.groups(names, pairs)) == {0}
 
 
-@given(st.integers(1, 25).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
+def test_a_view_does_not_join_two_groups_of_copies_to_a_giant_one():
+    names = [f"{number}" for number in range(30)]
+    copies = [evidence("0", name) for name in names[1:15]] + [evidence("15", name) for name in names[16:]]
+    views = [evidence("0", "15", SAME_VIEW), evidence("3", "4", SAME_VIEW)]  # the second is within a group already
+    pairs = joined_of(copies + views)
+    assert pairs["joined"].tolist() == [*[True] * len(copies), False, True]
+    assert np.bincount(duplicates.groups(names, pairs)).tolist() == [15, 15]
+
+
+drawn_pairs = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES), st.sampled_from([COPY, SAME_VIEW])).filter(
+        lambda pair: pair[0] != pair[1]
+    ),
+    max_size=25,
+)
+
+
+@given(drawn_pairs)
+def test_only_copies_make_a_group_larger_than_the_largest(drawn):
+    ordered = sorted(drawn, key=lambda pair: [IDENTICAL, COPY, SAME_VIEW].index(pair[2]))
+    with mock.patch.object(duplicates, "LARGEST", 4):
+        pairs = joined_of([evidence(*pair) for pair in ordered])
+    groups = dict(zip(NAMES, duplicates.groups(NAMES, pairs), strict=True))
+    copies = DisjointSet(NAMES)
+    for pair in pairs[pairs["method"] == COPY].itertuples():
+        assert pair.joined
+        copies.merge(pair.first, pair.second)
+    for name in NAMES:
+        group = {other for other in NAMES if groups[other] == groups[name]}
+        assert len(group) <= 4 or group == copies.subset(name)
+    for pair in pairs[~pairs["joined"]].itertuples():
+        assert groups[pair.first] != groups[pair.second]
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES), st.booleans()), max_size=25))
 def test_groups_are_the_connected_components_numbered_by_their_first_image(drawn):
-    count, joined = drawn
-    expected = list(range(count))
-    for first, second in joined:
-        into, gone = sorted((expected[first], expected[second]))
-        expected = [into if label == gone else label for label in expected]
+    pairs = pd.DataFrame(drawn, columns=["first", "second", "joined"]).astype({"joined": bool})
+    expected = list(range(len(NAMES)))
+    for first, second, joined in drawn:
+        into, gone = sorted((expected[NAMES.index(first)], expected[NAMES.index(second)]))
+        expected = [into if label == gone and joined else label for label in expected]
     order = sorted(set(expected))
-    assert duplicates.groups(count, joined).tolist() == [order.index(label) for label in expected]
+    assert duplicates.groups(NAMES, pairs).tolist() == [order.index(label) for label in expected]
