@@ -12,7 +12,7 @@ from scipy.cluster.hierarchy import DisjointSet
 from scripts import bench
 from ultrasound import params
 from ultrasound.errors import InputError
-from ultrasound.images import duplicates
+from ultrasound.images import duplicates, matching
 from ultrasound.images.duplicates import COLUMNS, COPY, IDENTICAL, LARGEST, SAME_VIEW
 from ultrasound.images.preparation import pixel_hash
 from ultrasound.images.sources import phantom
@@ -176,6 +176,20 @@ def test_identical_pixels_are_always_found(tmp_path):
     assert unordered(found) == {frozenset(ends) for ends in ("ab", "ac", "bc")} | {frozenset(in_colour)}
     assert set(found["method"]) == {IDENTICAL} and found["joined"].all() and (found["correlation"] == 1).all()
     assert duplicates.groups(table["image_id"].tolist(), found).tolist() == [0, 0, 1, 0, 2, 2]
+
+
+def test_of_the_two_ways_around_the_better_is_told(tmp_path):
+    half = np.asarray(phantom.phantom("benign", 1, seed=0)[0])
+    whole = np.hstack([half, half[:, ::-1]])
+    whole[:150, :300] //= 2  # now not quite as its mirror image
+    copies = {"a": Image.fromarray(whole), "b": Image.fromarray(whole[:, 30:-5]), "c": Image.fromarray(whole[:, ::-1])}
+    table = catalog_of(tmp_path, copies)
+    signatures = [duplicates._signature(file) for file in table["image"]]
+    for other in signatures[1:]:  # both ways around they are a pair
+        ways = [matching.compare(signatures[0], other, SPLIT.inliers, mirrored=mirrored) for mirrored in (False, True)]
+        assert all(match.correlation > SPLIT.correlation for match in ways)
+    found = {f"{pair.first}{pair.second}": pair.mirrored for pair in search(table).itertuples()}
+    assert found == {"ab": False, "ac": True, "bc": True}
 
 
 def test_of_identical_scans_the_keypoints_are_counted(tmp_path):

@@ -7,6 +7,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from accelerate.state import AcceleratorState
 
 from tests.conftest import run_in, ultrasound
 from ultrasound import params
@@ -32,6 +33,12 @@ def artifact(project, run, name):
 
 def table(project, run, name):
     return pd.read_csv(artifact(project, run, f"tables/{name}.csv"))
+
+
+@pytest.fixture(autouse=True)
+def another_process():
+    """Accelerate keeps the precision of the first use in a process; tests of the training loop use others."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

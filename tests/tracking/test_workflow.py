@@ -56,15 +56,15 @@ def registered(project, trained):
 def test_dvc_repro_makes_all_and_then_nothing(project: Path):
     catalog, splits = (pd.read_csv(project / f"build/{name}.csv") for name in ("catalog", "splits"))
     assert catalog["label"].value_counts().to_dict() == {"benign": 28, "malignant": 28, "normal": 28}
-    assert list(splits.columns) == ["image_id", "label", "group", "split", "fold", "reason"]
+    assert list(splits.columns) == ["image_id", "label", "group", "split", "fold", "status", "reason"]
     made = prepared.read(project / "build/prepared")
     assert made.images.shape == made.masks.shape == (84, 64, 64)
     has_lesion = made.masks.any(axis=(1, 2))
     assert (has_lesion == (made.samples["label"] != "normal")).all()
     again = run_in(project, "dvc", "repro").stdout
-    assert again.count("didn't change, skipping") == 3
+    assert again.count("didn't change, skipping") == 4
     stages = run_in(project, "dvc", "dag").stdout
-    assert all(stage in stages for stage in ("download", "split", "preprocess"))
+    assert all(stage in stages for stage in ("download", "split", "preprocess", "report"))
 
 
 def test_train_logs_what_a_reader_needs(project: Path, trained):
