@@ -7,7 +7,7 @@ RUN := . $(VENV)/bin/activate &&
 READY := $(VENV)/.ready
 
 help:  ## list the tasks
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## make the environment .venv from the lock
 
@@ -34,8 +34,11 @@ lock: setup  ## pin the dependencies of pyproject.toml anew in requirements.txt
 data-card: setup  ## write the numbers of the data card and README anew (dvc repro, leakage)
 	$(RUN) dvc repro && mlflow run . -e leakage --env-manager local && python scripts/data_card.py
 
-bench: setup  ## measure the near-duplicate search: recall by kind of copy, and time by number of images
-	$(RUN) python scripts/bench.py copies && python scripts/bench.py audit
+bench: setup  ## measure training, preparation and start-up, beside the machine's limit and timm's loader
+	$(RUN) python scripts/bench.py
+
+bench-duplicates: setup  ## measure the near-duplicate search: recall by kind of copy, and time by number of images
+	$(RUN) python scripts/bench_duplicates.py copies && python scripts/bench_duplicates.py audit
 
 doctor: setup  ## say what this machine can do
 	$(RUN) python -m ultrasound doctor
@@ -46,4 +49,4 @@ ui: setup  ## open the MLflow UI on http://127.0.0.1:5000
 serve: setup  ## serve the champion on http://127.0.0.1:5001
 	$(RUN) mlflow models serve -m models:/breast-ultrasound@champion --env-manager local -p 5001
 
-.PHONY: help setup demo test lint lock data-card bench doctor ui serve
+.PHONY: help setup demo test lint lock data-card bench bench-duplicates doctor ui serve

@@ -10,6 +10,7 @@ import ast
 import importlib
 import os
 import pkgutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import click
 import yaml
 
 from ultrasound import NOTICE, __version__, commands, params
-from ultrasound.errors import InputError, ParameterError
+from ultrasound.errors import InputError, ParameterError, Terminated
 
 # Threads of OpenMP that wait by spinning slow a training tenfold where other processes want the cores too. Read when
 # torch is imported, which happens later, in the verbs.
@@ -78,7 +79,12 @@ class Verb(click.Command):
                     f"{key} belongs to the data stages, which {self.name} does not run: "
                     "set it in params.yaml, then `dvc repro`"
                 )
-        importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given))
+        signal.signal(signal.SIGTERM, _stop)
+        try:
+            importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given))
+        except KeyboardInterrupt as stopped:
+            print(f"{stopped or 'stopped by Ctrl-C'}", file=sys.stderr)
+            sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the options of the verb's own sections, with what params.yaml says now."""
@@ -96,6 +102,10 @@ class Verb(click.Command):
                 formatter.write_dl(rows, col_max=40)
         with formatter.section("also"):
             formatter.write_dl([("--help", "show this text"), ("--SECTION.KEY VALUE", "any other key of params.yaml")])
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise Terminated("stopped by SIGTERM")
 
 
 def _short(value: Any) -> str:

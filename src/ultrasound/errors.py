@@ -1,4 +1,4 @@
-"""The one exception that a user meets: a sentence that says what is wrong, where, and what to do."""
+"""The exceptions that a user meets: a sentence that says what is wrong, where, and what to do."""
 
 
 class InputError(Exception):
@@ -11,3 +11,7 @@ class ParameterError(InputError):
     """A wrong key or value in params.yaml or on the command line."""
 
     exit_code = 2
+
+
+class Terminated(KeyboardInterrupt):
+    """Asked to end by SIGTERM, as by Ctrl-C."""

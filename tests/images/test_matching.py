@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scripts.bench import compress, lettering
+from scripts.bench_duplicates import compress, lettering
 from ultrasound import params
 from ultrasound.images import matching
 from ultrasound.images.matching import KEYPOINTS, MIRROR, SIDE

@@ -14,7 +14,7 @@ from ultrasound.learning.classifier import Classifier
 def saved(tmp_path):
     torch.manual_seed(0)
     architecture = {"name": "test_resnet", "classes": 3, "head_width": 8, "dropout": 0.2}
-    network = backbone.Network(**architecture)
+    network = classifier.Ensemble([backbone.Network(**architecture)], flip=False)
     model = Classifier(network, ("benign", "malignant", "normal"), Preparation(48), architecture, "0123")
     model.save(tmp_path / "classifier")
     return model, tmp_path / "classifier"

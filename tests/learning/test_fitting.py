@@ -5,10 +5,10 @@ from accelerate.state import AcceleratorState
 
 from tests.conftest import PROJECT
 from ultrasound import params
-from ultrasound.errors import ParameterError
-from ultrasound.images.augmentation import Augmentation
+from ultrasound.errors import InputError, ParameterError
 from ultrasound.images.loading import Batches
 from ultrasound.learning import backbone, classifier, fitting
+from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.scoring import metrics
 
 
@@ -28,18 +28,29 @@ def stripes():
     return images, targets
 
 
-def fit(stripes, network=None, **train):
+def fit(stripes, network=None, folder=None, validate=True, until=None, augment=None, **train):
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process otherwise
     images, targets = stripes
-    chosen = settings(**train)
+    chosen = params.override(settings(**train), {f"augment.{name}": value for name, value in (augment or {}).items()})
     device = fitting.accelerator(chosen.train)
     network = network or backbone.create("test_resnet", "none", 3, 16, 0.1)
     training, validation = (
-        Batches(images[part], targets[part], chosen.train.batch_size, device.device)
-        for part in (slice(0, 32), slice(32, None))
+        Batches(images, targets, chosen.train.batch_size, device.device, rows)
+        for rows in (np.arange(32), np.arange(32, 48))
     )
-    results = fitting.fit(network, training, validation, chosen.train, chosen.augment, metrics.epoch_score, device)
+    results = fitting.fit(
+        network, training, validation if validate else None, chosen.train, chosen.augment, metrics.epoch_score, device,
+        Checkpoints(folder) if folder else None, until=until,
+    )  # fmt: skip
     return network, results, validation
+
+
+def weights_of(network):
+    return torch.cat([tensor.flatten().float() for tensor in network.state_dict().values()])
+
+
+# A recipe with everything in it that a checkpoint must hold.
+ALL = {"epochs": 6, "freeze": 1, "ema": 0.9, "optimizer": "adamw", "layer_decay": 0.8, "test_flip": True, "clip": 1}
 
 
 def test_learns_and_ends_with_the_weights_of_the_best_epoch(stripes):
@@ -86,15 +97,8 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate(stripes):
     network = backbone.create("test_resnet", "none", 3, 16, 0.1)
     with torch.no_grad():
         network.head[-1].weight.fill_(float("nan"))
-    with pytest.raises(fitting.DivergedError, match=r"nan in epoch 1, step 1, at learning rate 0\.003: lower"):
+    with pytest.raises(fitting.DivergedError, match=r"nan in epoch 1, batch 1, at learning rate 0\.003: lower"):
         next(fit(stripes, network)[1])
-
-
-def test_class_weights_balance_a_rare_class():
-    targets = torch.tensor([0] * 8 + [1] * 2)
-    weights = fitting._class_weights(targets, 2, "balanced")
-    assert weights.tolist() == pytest.approx([10 / 16, 10 / 4])
-    assert fitting._class_weights(targets, 2, "none") is None
 
 
 def test_a_device_or_precision_that_is_not_there_is_refused():
@@ -117,38 +121,118 @@ def test_bf16_trains_and_leaves_a_network_that_predicts_in_full_precision(stripe
     )
 
 
-def test_shuffled_batches_hold_every_image_once_and_depend_on_seed_and_epoch():
-    batches = Batches(np.zeros((10, 4, 4), np.uint8), np.arange(10), 4, torch.device("cpu"))
-    assert len(batches) == 3
-
-    def order(seed, epoch):
-        return [int(number) for _, chosen in batches.shuffled(seed, epoch) for number in chosen]
-
-    assert sorted(order(0, 1)) == list(range(10))
-    assert order(0, 1) == order(0, 1) != order(0, 2) != order(1, 1)
-    nine = Batches(np.zeros((9, 4, 4), np.uint8), np.arange(9), 4, torch.device("cpu"))
-    assert [len(chosen) for _, chosen in nine.shuffled(0, 1)] == [4, 4]  # one image alone has no batch statistics
-    assert [len(chosen) for _, chosen in nine.in_order()] == [4, 4, 1]
-
-
-def test_augmentation_keeps_shape_and_range_and_differs_by_image():
-    torch.manual_seed(0)
-    image = torch.rand(1, 1, 48, 48).expand(6, -1, -1, -1).clone()
-    changed = Augmentation(rotation=20, flip=0.5, contrast=0.3)(image)
-    assert changed.shape == image.shape
-    assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
-    assert len({float(one.sum()) for one in changed}) == 6
-    unchanged = Augmentation(rotation=0, flip=0, contrast=0)(image)
-    torch.testing.assert_close(unchanged, image)
-    flipped = Augmentation(rotation=0, flip=1, contrast=0)(image)
-    torch.testing.assert_close(flipped, image.flip(-1))
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(stripes, tmp_path, schedule):
+    mixed = {"mixup": 0.3, "cutmix": 0.3}
+    options = {**ALL, "schedule": schedule, "patience": 3, "choose": "last"}
+    network, results, _ = fit(stripes, augment=mixed, **options)
+    whole = list(results)
+    for stop in (1, 2, 4):  # in the frozen epochs, at the thaw, and later
+        _, results, _ = fit(stripes, folder=tmp_path, augment=mixed, **options)
+        for result in results:
+            if result.epoch == stop:
+                results.close()
+    resumed, results, _ = fit(stripes, folder=tmp_path, augment=mixed, **options)
+    again = list(results)
+    assert [result.epoch for result in again] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(whole, again, strict=True):
+        assert one.train == other.train
+        assert one.validation == other.validation
+        assert one.learning_rate == other.learning_rate
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+    assert torch.equal(weights_of(network), weights_of(resumed))
 
 
-def test_contrast_keeps_each_images_mean_and_changes_its_spread():
-    torch.manual_seed(0)
-    images = torch.rand(8, 1, 32, 32) * 0.2 + 0.4  # far from black and white, so nothing is clipped
-    changed = Augmentation(rotation=0, flip=0, contrast=0.5)(images)
-    torch.testing.assert_close(changed.mean(dim=(1, 2, 3)), images.mean(dim=(1, 2, 3)))
-    factors = changed.std(dim=(1, 2, 3)) / images.std(dim=(1, 2, 3))
-    assert 0.5 <= float(factors.min()) < 0.9
-    assert 1.1 < float(factors.max()) <= 1.5
+def test_the_best_weights_survive_a_stop(stripes, tmp_path):
+    options = {"epochs": 8, "patience": 8, "learning_rate": 0.01, "schedule": "constant"}
+    network, results, _ = fit(stripes, **options)
+    whole = list(results)
+    best = [result.epoch for result in whole if result.is_best][-1]
+    _, results, _ = fit(stripes, folder=tmp_path, **options)
+    for result in results:
+        if result.epoch == min(best + 1, 7):
+            results.close()
+    resumed, results, validation = fit(stripes, folder=tmp_path, **options)
+    assert [result.is_best for result in results] == [result.is_best for result in whole]
+    assert torch.equal(weights_of(network), weights_of(resumed))
+    np.testing.assert_allclose(classifier.predict(resumed, validation), whole[best - 1].probabilities, atol=1e-6)
+
+
+def test_frozen_epochs_change_the_head_alone(stripes):
+    network = backbone.create("test_resnet", "none", 3, 16, 0.1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    _, results, _ = fit(stripes, network, epochs=3, freeze=2, choose="last")
+    next(results), next(results)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]) == name.startswith(("backbone", "mean", "std")), name
+    next(results)
+    changed = [not torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items()
+               if name.startswith("backbone") and tensor.numel() > 1]  # fmt: skip
+    assert all(changed)
+
+
+def test_the_last_epoch_is_kept_where_that_is_asked_for_or_nothing_validates(stripes):
+    network, results, validation = fit(stripes, epochs=4, choose="last", patience=1, learning_rate=1e-7)
+    results = list(results)
+    assert len(results) == 4  # no early stop
+    np.testing.assert_allclose(classifier.predict(network, validation), results[-1].probabilities, atol=1e-6)
+    _, results, _ = fit(stripes, epochs=9, validate=False, until=3)
+    results = list(results)
+    assert [result.validation for result in results] == [{}, {}, {}]
+    assert results[0].learning_rate > results[-1].learning_rate > 0.001  # on the schedule of 9 epochs
+    assert results[-1].train["loss"] < results[0].train["loss"]
+
+
+def test_the_moving_average_is_what_is_validated_and_kept(stripes):
+    network, results, validation = fit(stripes, epochs=5, ema=0.8, choose="last")
+    averaged = list(results)[-1]
+    np.testing.assert_allclose(classifier.predict(network, validation), averaged.probabilities, atol=1e-6)
+    _, results, _ = fit(stripes, epochs=5, choose="last")
+    plain = list(results)[-1]
+    assert averaged.train == plain.train  # the average learns nothing itself
+    assert not np.allclose(averaged.probabilities, plain.probabilities, atol=1e-4)
+
+
+def test_mixed_images_have_a_loss_but_no_accuracy(stripes):
+    result = next(fit(stripes, augment={"mixup": 0.4})[1])
+    assert set(result.train) == {"loss"}
+    assert set(result.validation) == {"loss", "accuracy", "macro_f1"}
+
+
+def test_clipping_bounds_what_a_step_can_change(stripes):
+    def moved(**train):
+        network = backbone.create("test_resnet", "none", 3, 16, 0.1)
+        before = torch.cat([weight.detach().flatten() for weight in network.parameters()])
+        list(fit(stripes, network, epochs=1, choose="last", weight_decay=0, **train)[1])
+        return float((torch.cat([weight.detach().flatten() for weight in network.parameters()]) - before).norm())
+
+    free, tight = moved(), moved(clip=1e-9)  # Adam divides by the gradient's size, but for its epsilon of 1e-8
+    assert tight < free / 2
+
+
+class OutOfMemory(backbone.Network):
+    """Stands for a GPU that holds the activations of at most five images."""
+
+    def features(self, images):
+        if len(images) > 5 and self.training:
+            raise torch.OutOfMemoryError
+        return super().features(images)
+
+
+def test_too_large_a_batch_is_answered_with_one_that_fits(stripes):
+    network = OutOfMemory("test_resnet", 3, 16, 0.1)
+    with pytest.raises(InputError, match=r"too small for train.batch_size=8: 4 would fit, or set it to auto"):
+        next(fit(stripes, network)[1])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert fitting.batch_that_fits(network, 32, fitting.accelerator(settings().train)) == 4
+
+
+def test_compiled_steps_learn_the_same(stripes):
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = backbone.create("test_resnet", "none", 3, 16, 0.0)  # compiled code draws dropout otherwise
+        results = fit(stripes, network, epochs=2, learning_rate=1e-4, compile=compiled)[1]
+        losses.append([result.train["loss"] for result in results])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    assert losses[1] != losses[0]  # so it was compiled

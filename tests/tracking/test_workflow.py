@@ -1,6 +1,7 @@
 """The way of a user, through the real tools: dvc repro, mlflow run, the registry, mlflow models serve."""
 
 import ast
+import base64
 import io
 import json
 import shutil
@@ -14,11 +15,13 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import run_in, ultrasound
 from tests.serving import ask, assert_served_as_evaluated, images, serving
 from ultrasound.images import prepared
+from ultrasound.tracking import models
 
 MODEL = "models:/breast-ultrasound@champion"
 
@@ -91,7 +94,8 @@ def test_train_logs_what_a_reader_needs(project: Path, trained):
         for file in client(project).list_artifacts(trained.info.run_id, folder)
     }
     assert artifacts == {
-        "figures/learning_curves.png", "figures/confusion_validation.png", "tables/predictions_validation.csv",
+        "figures/augmented_examples.png", "figures/learning_curves.png", "figures/confusion_validation.png",
+        "tables/predictions_validation.csv",
     }  # fmt: skip
 
 
@@ -117,6 +121,57 @@ def test_train_alone_makes_its_own_run_and_a_failure_is_told_in_it(project: Path
     assert fine.info.status == "FINISHED"
     assert broken.info.status == "FAILED"
     assert "packaged" in broken.data.tags["failure"]
+
+
+def test_folds_are_children_and_every_development_image_is_predicted_out_of_fold(project: Path):
+    output = mlflow_run(project, "train", "train.folds=all", "train.epochs=3", "train.learning_rate=1e-3").stdout
+    parent = runs(project, "train")[-1]
+    children = [run for verb in ("fold", "refit") for run in runs(project, verb)
+                if run.data.tags["mlflow.parentRunId"] == parent.info.run_id]  # fmt: skip
+    assert [run.info.run_name for run in children] == ["fold-0", "fold-1", "fold-2", "refit"]
+    splits = pd.read_csv(project / "build/splits.csv").set_index("image_id")
+    table = pd.read_csv(client(project).download_artifacts(parent.info.run_id, "tables/predictions_out_of_fold.csv"))
+    development = splits.index[splits["split"] == "development"]
+    assert sorted(table["image_id"]) == sorted(development)
+    assert (table["fold"].to_numpy() == splits.loc[table["image_id"], "fold"].astype(float).to_numpy()).all()
+    values = parent.data.metrics
+    accuracy = (table["label"] == table["predicted"]).mean()
+    assert values["out_of_fold/accuracy"] == pytest.approx(accuracy)
+    assert values["out_of_fold/accuracy_low"] <= accuracy <= values["out_of_fold/accuracy_high"]
+    of_folds = [run.data.metrics["best/macro_f1"] for run in children[:3]]
+    assert values["folds/macro_f1_mean"] == pytest.approx(np.mean(of_folds))
+    assert values["folds/macro_f1_sd"] == pytest.approx(np.std(of_folds, ddof=1))
+    assert f"({values['out_of_fold/macro_f1_low']:.3f} to {values['out_of_fold/macro_f1_high']:.3f})" in output
+    epochs = round(np.mean([run.data.metrics["best/epoch"] for run in children[:3]]))
+    refit = [point.step for point in client(project).get_metric_history(children[3].info.run_id, "train/loss")]
+    assert refit == list(range(1, epochs + 1))
+    assert children[3].data.tags["split_digest"] == parent.data.tags["split_digest"]
+    assert not any("model_uri" in run.data.tags for run in children)
+    figures = {file.path for file in client(project).list_artifacts(parent.info.run_id, "figures")}
+    assert {"figures/fold_curves.png", "figures/confusion_out_of_fold.png"} <= figures
+    assert "augmented_examples" in str(figures)
+    scored = ultrasound(project, "evaluate", "--evaluate.run", parent.info.run_id).stdout
+    assert "locked test set" in scored
+
+
+def test_an_ensemble_of_the_folds_answers_with_their_mean(project: Path, monkeypatch):
+    ultrasound(project, "train", "--train.folds", "[0, 2]", "--train.ensemble", "true", "--train.test_flip", "true")
+    run = runs(project, "train")[-1]
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
+    model = models.load(run.data.tags["model_uri"])
+    data = prepared.read(Path("build/prepared"))
+    batch = torch.from_numpy(data.images[:5]).unsqueeze(1).float() / 255
+    with torch.inference_mode():
+        single = [member(view).softmax(1) for member in model.network.members for view in (batch, batch.flip(-1))]
+    assert len(single) == 4
+    np.testing.assert_allclose(model.probabilities(data.images[:5]), torch.stack(single).mean(0), atol=1e-6)
+    served = mlflow.pyfunc.load_model(run.data.tags["model_uri"])
+    files = pd.read_csv("build/catalog.csv")["image"][:5]
+    answer = served.predict(
+        pd.DataFrame({"image": [base64.b64encode(Path(file).read_bytes()).decode() for file in files]})
+    )
+    np.testing.assert_allclose(answer["p_malignant"], model.probabilities(data.images[:5])[:, 1], atol=1e-6)
 
 
 def test_tune_leaves_a_parent_and_children_one_of_them_pruned(project: Path):
@@ -149,8 +204,8 @@ def test_tune_leaves_a_parent_and_children_one_of_them_pruned(project: Path):
     assert "PRUNED" in output
     again = ultrasound(project, "tune", *as_options(options)).stdout
     assert "holds its 4 trials already" in again
-    other = ultrasound(project, "tune", *as_options((*options, "train.fold=1")), expect=1)
-    assert "begun with other values of train.fold: choose a new tune.study" in other.stderr
+    other = ultrasound(project, "tune", *as_options((*options, "train.folds=1")), expect=1)
+    assert "begun with other values of train.folds: choose a new tune.study" in other.stderr
     mlflow_run(project, "register", f"register.run={best.info.run_id}", "register.name=tuned")
     assert client(project).get_model_version_by_alias("tuned", "champion").tags["run_id"] == best.info.run_id
 

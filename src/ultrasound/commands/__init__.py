@@ -11,5 +11,6 @@ TEST_SET = BUILD / "test_set.csv"
 NNUNET = BUILD / "splits_final.json"
 REPORT = BUILD / "data-report.html"
 PREPARED = BUILD / "prepared"
+CHECKPOINTS = BUILD / "checkpoints"  # a folder a run, removed when the run is finished
 
 STAGES = {"data", "download", "split", "preprocess"}  # sections of params.yaml that DVC's stages read

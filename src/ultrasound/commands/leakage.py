@@ -10,7 +10,6 @@ from ultrasound.commands import PREPARED, REPORT
 from ultrasound.images import prepared
 from ultrasound.learning import probe
 from ultrasound.params import Params, flatten
-from ultrasound.scoring import intervals
 from ultrasound.tracking import leakage, provenance, runs
 
 SECTIONS = ("leakage",)
@@ -42,7 +41,7 @@ def run(params: Params) -> None:
         print(f"recipe probe: frozen {settings.backbone} ({settings.weights} weights), standardised features, logistic "
               f"regression (C = {probe.REGULARISATION:g})")  # fmt: skip
     print(f"data digest {data.data_digest}, split digest {data.split_digest}")
-    print(" " * 12 + "".join(f"{metric:<37}" for metric in intervals.WEIGHTED).rstrip())
+    print(" " * 12 + "".join(f"{metric:<37}" for metric in leakage.METRICS).rstrip())
     for protocol, scores in found.scores.items():
         sign = "+" if protocol == leakage.DIFFERENCE else ""
         cells = []

@@ -1,8 +1,8 @@
 """Search hyper-parameters with Optuna: one child run a trial, pruned by epoch, the best trial's model kept.
 
 Run as `mlflow run . -e tune --env-manager local -P tune.trials=4`, or alone: `python -m ultrasound tune`. Trials are
-compared by macro-F1 on the validation fold `train.fold`; `tune.space` in params.yaml says what is searched. The same
-command again continues the study `tune.study`.
+compared by macro-F1 on the first of the folds `train.folds`; `tune.space` in params.yaml says what is searched. The
+same command again continues the study `tune.study`.
 """
 
 import warnings
@@ -86,12 +86,12 @@ def _trial(trial: optuna.Trial, params: Params, data: Prepared, tags: dict[str, 
         "trial", name, flatten(chosen, ("model", "augment", "train")), {**tags, "trial": str(trial.number)}
     ):
         try:
-            trained = training.train(chosen, data, name, report)
+            trained = training.train(chosen, data, name, params.folds[0], on_epoch=report)
         except optuna.TrialPruned as reason:
             pruned = reason  # raised again below: a pruned trial is a finished run, not a failed one
             runs.tag(trial_state="pruned", trial_reason=str(reason))
         else:
-            score = trained.best.validation["macro_f1"]
+            score = trained.chosen.validation["macro_f1"]
             before = trial.study.get_trials(states=(TrialState.COMPLETE,))
             training.log(trained, data, with_model=all(score > other.value for other in before))
             runs.tag(trial_state="complete")

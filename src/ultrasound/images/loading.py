@@ -2,32 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ultrasound.images.preparation import Pixels
 
+FREE_SHARE = 0.5  # images are kept on the device if they take no more of its free memory
+
 
 class Batches:
-    """Images and targets, moved to the device once; batches are slices of them.
+    """Images and targets as batches on a device.
+
+    The images move there once if they fit. Otherwise each batch is read from `images`, which may be a memory map,
+    while the step before it runs.
 
     Args:
         images: (n, height, width) uint8.
         targets: (n,) class numbers.
-        batch_size: images a batch; a last batch of a single image is left out in shuffled epochs, because batch
-            normalisation cannot learn from one.
+        rows: positions of the wanted images in both; all by default.
+        batch_size: images a batch.
+        resident: whether the images are kept on the device; by default, if they fit into half of its free memory.
     """
 
-    def __init__(self, images: Pixels, targets: NDArray[np.int64], batch_size: int, device: torch.device) -> None:
-        self.images = (
-            torch.from_numpy(np.array(images)).unsqueeze(1).to(device)
-        )  # a copy: the source may be a read-only map
-        self.targets = torch.from_numpy(targets).to(device)
-        self.batch_size = batch_size
+    def __init__(
+        self,
+        images: Pixels,
+        targets: NDArray[np.int64],
+        batch_size: int,
+        device: torch.device,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        resident: bool | None = None,
+    ) -> None:
+        self.rows = np.arange(len(targets)) if rows is None else rows
+        self.targets = torch.from_numpy(np.asarray(targets)[self.rows]).to(device)
+        self.batch_size, self.device = batch_size, device
+        size = len(self.rows) * int(np.prod(images.shape[1:]))
+        if resident is None:
+            resident = size <= FREE_SHARE * _free_bytes(device)
+        self._source = images
+        self._resident = torch.from_numpy(np.asarray(images[self.rows])).unsqueeze(1).to(device) if resident else None
 
     def __len__(self) -> int:
         """Batches of a shuffled epoch."""
@@ -36,12 +56,40 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield every image once, as (b, 1, height, width) uint8 and (b,) int64."""
-        yield from zip(*(torch.split(part, self.batch_size) for part in (self.images, self.targets)), strict=True)
+        yield from self._fetched(torch.arange(len(self.targets)))
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the batches of one epoch. The order follows from seed and epoch alone, so a resumed run repeats it."""
+        """Yield the batches of one epoch. The order follows from seed and epoch alone, so a resumed run repeats it.
+
+        A last batch of a single image is left out, because batch normalisation cannot learn from one.
+        """
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.targets), generator=generator).to(self.targets.device)
-        for chosen in torch.split(order, self.batch_size):
-            if len(chosen) > 1:
-                yield self.images[chosen], self.targets[chosen]
+        order = torch.randperm(len(self.targets), generator=generator)
+        yield from self._fetched(order[: len(order) - (len(order) % self.batch_size == 1)])
+
+    def _fetched(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        if self._resident is None:
+            yield from _ahead(map(self._read, torch.split(order, self.batch_size)))
+            return
+        for chosen in torch.split(order.to(self.device), self.batch_size):
+            yield self._resident[chosen], self.targets[chosen]
+
+    def _read(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        images = torch.from_numpy(self._source[self.rows[chosen.numpy()]]).unsqueeze(1)
+        if self.device.type == "cuda":
+            images = images.pin_memory()  # so that the copy does not hold up the device
+        return images.to(self.device, non_blocking=True), self.targets[chosen.to(self.device)]
+
+
+def _ahead(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Read the next batch in a thread while the caller works on this one."""
+    source = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, source, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, source, None)
+            yield batch
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else int(psutil.virtual_memory().available)

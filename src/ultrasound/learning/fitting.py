@@ -1,12 +1,13 @@
-"""The epoch loop: a generator that yields one result an epoch and logs nothing."""
+"""The epoch loop: a generator that yields one result an epoch and logs nothing. It can be killed and resumed."""
 
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,14 +19,17 @@ from torch import Tensor, nn
 from ultrasound.errors import InputError, ParameterError
 from ultrasound.images.augmentation import Augmentation
 from ultrasound.images.loading import Batches
+from ultrasound.learning import processes, recipe
 from ultrasound.learning.backbone import Network
-from ultrasound.learning.classifier import softmax
+from ultrasound.learning.checkpoints import Checkpoints
+from ultrasound.learning.classifier import Ensemble, softmax
 from ultrasound.params import Augment, Train
 
 # (class numbers (n,), probabilities (n, classes)) -> metrics by name
 Score = Callable[[NDArray[np.int64], NDArray[np.float64]], Mapping[str, float]]
 
-PLATEAU_FACTOR = 0.3
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+LARGEST_BATCH = 32  # of train.batch_size=auto: larger ones give small data too few steps
 
 
 class DivergedError(InputError):
@@ -38,8 +42,9 @@ class EpochResult(NamedTuple):
     Attributes:
         epoch: from 1.
         train, validation: `loss` and what the score function returns. Training figures are collected on the way,
-            under augmentation and dropout.
-        learning_rate: of the epoch's last step.
+            under augmentation and dropout; where images are mixed there is the loss alone. `validation` is empty
+            where no image validates.
+        learning_rate: of the backbone's last layers in the epoch's last step.
         images_per_second: training images, the epoch's validation left out.
         is_best: the monitored validation metric has not been better before.
         probabilities: (validation images, classes).
@@ -67,119 +72,303 @@ def accelerator(train: Train) -> Accelerator:
         raise ParameterError("train.precision=fp16 needs CUDA; on a CPU take fp32 or bf16")
     precision = {"auto": "no" if use_cpu else "bf16", "fp32": "no"}.get(train.precision, train.precision)
     set_seed(train.seed)
+    if use_cpu:
+        _keep_freed_memory()
     return Accelerator(mixed_precision=precision, cpu=use_cpu)
+
+
+def _keep_freed_memory() -> None:
+    """Let the C library keep what is freed: given back to the system, each step would have it faulted in again.
+
+    Measured on two cores: 1.7 times the images a second for ResNet50, at 5 % more memory (docs/benchmarks.md).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def fit(
     network: Network,
     training: Batches,
-    validation: Batches,
+    validation: Batches | None,
     settings: Train,
     augment: Augment,
     score: Score,
     device: Accelerator,
+    checkpoints: Checkpoints | None = None,
     monitor: str = "macro_f1",
+    until: int | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> Iterator[EpochResult]:
-    """Train `network` in place; when the generator is exhausted, the network holds the weights of the best epoch.
+    """Train `network` in place; when the generator is exhausted, the network holds the weights of the chosen epoch.
 
-    Training stops early after `settings.patience` epochs without a better `monitor` on the validation images.
+    Every random number follows from seed, epoch and step, and every epoch ends with a checkpoint. A call that finds
+    checkpoints yields their epochs again, then goes on after them as if it had never been stopped.
+
+    Training stops early after `settings.patience` epochs without a better `monitor` on the validation images, if
+    the best epoch is to be chosen.
 
     Args:
+        validation: None to train on all there is; the last epoch is kept then.
         score: turns class numbers and probabilities into metrics.
         monitor: the validation metric that chooses the epoch; larger is better.
+        until: the epoch to stop after, on the schedule of `settings.epochs`.
         on_step: called after every step, for a progress bar.
 
     Raises:
         DivergedError: the loss is no longer finite.
+        CheckpointError: a checkpoint cannot be written.
+        InputError: the GPU's memory is too small for the batch.
     """
-    optimizer = torch.optim.Adam(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    # Convolutions on a CPU and on tensor cores are faster where the channels lie together.
-    model, optimizer = device.prepare(network.to(memory_format=torch.channels_last), optimizer)
-    schedule = _Schedule(optimizer.optimizer, settings, len(training))
-    loss_of = nn.CrossEntropyLoss(weight=_class_weights(training.targets, network.classes, settings.class_weights))
-    augmentation = Augmentation(augment.rotation, augment.flip, augment.contrast)
-    best, best_state, since_best = -math.inf, copy.deepcopy(network.state_dict()), 0
-    for epoch in range(1, settings.epochs + 1):
+    loop = _Loop(network, training, validation, settings, augment, score, device, monitor, on_step)
+    yield from loop.resume(processes.from_main(device, checkpoints.load() if checkpoints else None))
+    try:
+        while loop.epoch < (until or settings.epochs) and not loop.has_stalled:
+            result = loop.run_epoch()
+            if checkpoints and device.is_main_process:
+                checkpoints.save(result.epoch, loop.state())
+            yield result
+    finally:  # also when stopped: what is saved is safe before the run is closed
+        if checkpoints:
+            checkpoints.wait()
+    loop.finish()
+
+
+class _Loop:
+    """A training between two epochs: all that a checkpoint holds, and what it takes to run the next epoch."""
+
+    def __init__(
+        self, network: Network, training: Batches, validation: Batches | None, settings: Train, augment: Augment,
+        score: Score, device: Accelerator, monitor: str, on_step: Callable[[], object],
+    ) -> None:  # fmt: skip
+        self.network, self.training, self.validation = network, training, validation
+        self.settings, self.score, self.device = settings, score, device
+        self.monitor, self.on_step = monitor, on_step
+        self.augmentation = Augmentation(augment)
+        self.mixing = recipe.Mixing(augment, network.classes, settings.label_smoothing)
+        self.weights = recipe.class_weights(training.targets, network.classes, settings.class_weights)
+        # Convolutions on a CPU and on tensor cores are faster where the channels lie together.
+        network.to(memory_format=torch.channels_last)
+        processes.share_batch_norm(network, device)
+        self.optimizer = device.prepare(recipe.optimizer(network, settings, fused=True))
+        self.rates = recipe.Rates(self.optimizer.optimizer, settings, len(training))
+        self.average = recipe.moving_average(network, settings.ema)
+        self.epoch, self.since_best, self.best = 0, 0, -math.inf
+        self.best_weights: dict[str, Tensor] | None = None
+        self.history: list[EpochResult] = []
+        self.model: nn.Module = network
+        self.frozen: bool | None = None
+
+    @property
+    def has_stalled(self) -> bool:
+        return self.settings.choose == "best" and self.since_best >= self.settings.patience
+
+    def run_epoch(self) -> EpochResult:
+        self.epoch += 1
+        self._set_frozen(self.epoch <= self.settings.freeze)
         started = time.perf_counter()
-        model.train()
-        losses, logits, targets = [], [], []
-        for step, (images, target) in enumerate(training.shuffled(settings.seed, epoch), 1):
-            rate = schedule.step()
-            output = model(augmentation(images.float() / 255))
-            loss = loss_of(output, target)
-            if not torch.isfinite(loss):
-                raise DivergedError(
-                    f"the loss is {loss.item()} in epoch {epoch}, step {step}, at learning rate {rate:.2g}: "
-                    "lower train.learning_rate"
-                )
-            optimizer.zero_grad()
-            device.backward(loss)
-            optimizer.step()
-            losses.append(loss.detach() * len(target))
-            logits.append(output.detach())
+        self.network.train()
+        self.network.backbone.train(not self.frozen)
+        watch, losses, weights, logits, targets = _LossWatch(), [], [], [], []
+        for step, (images, target) in enumerate(self.training.shuffled(self.settings.seed, self.epoch), 1):
+            done = (self.epoch - 1) * len(self.training) + step
+            _seed(self.settings.seed, done)
+            rate = self.rates.set(done - 1)
+            images, shares = self.mixing(self.augmentation(images.float() / 255), target)
+            loss, weight, output = self._step(images, shares)
+            watch.see(loss, self.epoch, step, rate)
+            if self.average:
+                self.average.update(self.network, done)
+            losses.append(loss)
+            weights.append(weight)
+            logits.append(output)
             targets.append(target)
-            on_step()
+            self.on_step()
+        watch.end()
+        loss = processes.summed(self.device, torch.stack(losses)).sum() / torch.stack(weights).sum().cpu()
         seen = torch.cat(targets)
-        train_probabilities = softmax(torch.cat(logits))  # waits for the device, so the clock is right
-        speed = len(seen) / (time.perf_counter() - started)
-        train_metrics = {
-            "loss": float(torch.stack(losses).sum()) / len(seen),
-            **score(_numpy(seen), train_probabilities),
-        }
-        probabilities, validation_loss = _evaluate(model, validation, loss_of)
-        metrics = {"loss": validation_loss, **score(_numpy(validation.targets), probabilities)}
-        is_best = metrics[monitor] > best
+        speed = len(seen) / (time.perf_counter() - started)  # the loss has waited for the device
+        train = {"loss": float(loss)}
+        if not self.mixing.active:
+            train |= self.score(_numpy(seen), softmax(processes.joined(self.device, logits)))
+        validation, probabilities = self._validate()
+        is_best = bool(validation) and validation[self.monitor] > self.best
         if is_best:
-            best, best_state, since_best = metrics[monitor], copy.deepcopy(network.state_dict()), 0
+            self.best, self.since_best = validation[self.monitor], 0
+            if self.settings.choose == "best":
+                self.best_weights = _clone(self._answering().state_dict())
         else:
-            since_best += 1
-            schedule.no_better(since_best)
-        yield EpochResult(epoch, train_metrics, metrics, rate, speed, is_best, probabilities)
-        if since_best >= settings.patience:
-            break
-    device.unwrap_model(model, keep_fp32_wrapper=False)  # takes Accelerate's autocast off the network again
-    network.load_state_dict(best_state)
+            self.since_best += 1
+            self.rates.no_better(self.since_best)
+        result = EpochResult(self.epoch, train, validation, rate, speed, is_best, probabilities)
+        self.history.append(result)
+        return result
+
+    def finish(self) -> None:
+        self.network.load_state_dict(self.best_weights or _clone(self._answering().state_dict()))
+
+    def state(self) -> dict[str, Any]:
+        """What `resume` needs. Random numbers follow from epoch and step, so no generator's state is kept."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.device.scaler.state_dict() if self.device.scaler else None,
+            "average": self.average.module.state_dict() if self.average else None,
+            "best_weights": self.best_weights,
+            "numbers": {name: getattr(self, name) for name in _NUMBERS},
+            "rate_scale": self.rates.scale,
+            "history": [
+                {**result._asdict(), "probabilities": torch.from_numpy(result.probabilities)} for result in self.history
+            ],
+        }
+
+    def resume(self, state: dict[str, Any] | None) -> Iterator[EpochResult]:
+        """Take up the state of a checkpoint, if there is one; yields the epochs that led to it."""
+        if state is None:
+            return
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.device.scaler:
+            self.device.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.module.load_state_dict(state["average"])
+        self.best_weights, self.rates.scale = state["best_weights"], state["rate_scale"]
+        for name, value in state["numbers"].items():
+            setattr(self, name, value)
+        self.history = [
+            EpochResult(**{**result, "probabilities": result["probabilities"].numpy()}) for result in state["history"]
+        ]
+        yield from self.history
+
+    def _set_frozen(self, frozen: bool) -> None:
+        if frozen == self.frozen:
+            return
+        self.frozen = frozen
+        self.network.backbone.requires_grad_(not frozen)
+        model = processes.wrap(self.network, self.device)
+        if self.settings.compile:
+            model.compile()
+        self.model = model
+
+    def _step(self, images: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Learn from a batch, of which this process takes its rows: their loss, the batch's weight, their logits."""
+        rows, count = processes.share(self.device, len(images)), self.device.num_processes
+        weight = (shares * self.weights).sum()
+        try:
+            with self.device.autocast():
+                output = self.model(images[rows], rows.start, len(images))
+            loss = recipe.loss(output, shares[rows], self.weights)
+            self.optimizer.zero_grad()
+            self.device.backward(loss * (count / weight))  # the processes' gradients are averaged
+            if self.settings.clip:
+                self.device.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+            self.optimizer.step()
+        except torch.OutOfMemoryError:
+            fits = None
+        else:
+            return loss.detach(), weight, output.detach()
+        # Outside of the handler, whose traceback would keep the tensors alive.
+        fits = batch_that_fits(self.network, images.shape[-1], self.device, len(images) // 2)
+        raise InputError(
+            f"the memory of {self.device.device} is too small for train.batch_size={len(images)}: "
+            + (f"{fits} would fit, or set it to auto" if fits else "not even 2 images fit, take a smaller model")
+        )
+
+    def _answering(self) -> nn.Module:
+        """The network that answers: the moving average, if there is one."""
+        return self.average.module if self.average else self.network
+
+    def _validate(self) -> tuple[dict[str, float], NDArray[np.float64]]:
+        if self.validation is None:
+            return {}, np.empty((0, self.network.classes))
+        model = Ensemble([self._answering()], flip=self.settings.test_flip).eval()
+        found = []
+        with torch.inference_mode(), self.device.autocast():
+            for images, _ in self.validation.in_order():
+                rows = processes.share(self.device, len(images))
+                found.append(model(images[rows].float() / 255).float())
+        logits, targets = processes.joined(self.device, found), self.validation.targets.cpu()
+        weights = self.weights.cpu()
+        loss = recipe.loss(logits, recipe.smooth(targets, self.network.classes, 0), weights) / weights[targets].sum()
+        probabilities = softmax(logits)
+        return {"loss": float(loss), **self.score(_numpy(targets), probabilities)}, probabilities
 
 
-def _evaluate(model: nn.Module, batches: Batches, loss_of: nn.Module) -> tuple[NDArray[np.float64], float]:
-    model.eval()
-    with torch.inference_mode():
-        logits = torch.cat([model(images.float() / 255) for images, _ in batches.in_order()]).float()
-        return softmax(logits), float(loss_of(logits, batches.targets))
+_NUMBERS = ("epoch", "since_best", "best")
 
 
-class _Schedule:
-    """Linear warm-up, then a cosine to zero, steps down on plateaus, or a constant rate."""
+class _LossWatch:
+    """Stops a training whose loss is not finite, within a step and without making a GPU wait.
 
-    def __init__(self, optimizer: torch.optim.Optimizer, settings: Train, steps: int) -> None:
-        self.optimizer, self.settings = optimizer, settings
-        self.warmup, self.total = settings.warmup * steps, settings.epochs * steps
-        self.done, self.scale = 0, 1.0
+    On a GPU the loss of a step is looked at while the next step runs.
+    """
 
-    def step(self) -> float:
-        """Set and return the learning rate of the next training step."""
-        factor = self.scale
-        if self.done < self.warmup:
-            factor = (self.done + 1) / (self.warmup + 1)
-        elif self.settings.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * (self.done - self.warmup) / max(1.0, self.total - self.warmup)))
-        self.done += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * factor
-        return self.settings.learning_rate * factor
+    def __init__(self) -> None:
+        self._coming: tuple[Tensor, torch.cuda.Event | None, str] | None = None
 
-    def no_better(self, epochs: int) -> None:
-        """Hear that so many epochs brought nothing better."""
-        if self.settings.schedule == "plateau" and epochs % max(1, self.settings.patience // 3) == 0:
-            self.scale *= PLATEAU_FACTOR
+    def see(self, loss: Tensor, epoch: int, step: int, rate: float) -> None:
+        self.end()
+        event = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
+        copy = loss.to("cpu", non_blocking=True)
+        if event:
+            event.record()
+        self._coming = copy, event, f"in epoch {epoch}, batch {step}, at learning rate {rate:.2g}"
+        if not event:
+            self.end()
+
+    def end(self) -> None:
+        if not self._coming:
+            return
+        loss, event, where = self._coming
+        if event:
+            event.synchronize()
+        if not math.isfinite(value := float(loss)):
+            raise DivergedError(f"the loss is {value} {where}: lower train.learning_rate, or set train.clip=1")
+        self._coming = None
 
 
-def _class_weights(targets: Tensor, classes: int, kind: str) -> Tensor | None:
-    if kind == "none":
-        return None
-    counts = torch.bincount(targets, minlength=classes).float()
-    return counts.sum() / (classes * counts.clamp(min=1))
+def batch_that_fits(network: Network, size: int, device: Accelerator, most: int = LARGEST_BATCH) -> int | None:
+    """Largest batch of images of `size` pixels, `most` or a half, a quarter ... of it, that can be learnt from.
+
+    Tries a step on a copy of the network, with room for the optimizer's and the average's copies of the weights.
+
+    Returns:
+        None if not even two images fit.
+    """
+    while most >= 2:
+        try:
+            _try_step(network, size, device, most)
+        except torch.OutOfMemoryError:
+            fits = False
+        else:
+            fits = True
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if fits:
+            return most
+        most //= 2
+    return None
+
+
+def _try_step(network: Network, size: int, device: Accelerator, count: int) -> None:
+    trial = copy.deepcopy(network).train().requires_grad_(True)
+    room = [torch.empty_like(weight) for weight in trial.parameters() for _ in range(3)]
+    with device.autocast():
+        output = trial(torch.zeros(count, 1, size, size, device=device.device))
+    output.float().sum().backward()
+    del room
+
+
+def _seed(seed: int, step: int) -> None:
+    # Each step has its own: what is drawn depends neither on the steps before nor on how many processes share it.
+    drawn = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    torch.manual_seed(drawn)
+    np.random.seed(drawn)
+
+
+def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def _numpy(targets: Tensor) -> NDArray[np.int64]:

@@ -11,7 +11,10 @@ from ultrasound.params import Params, Range, flatten, override
 
 # A trial may not choose what decides whether trials can be compared, or what machine they run on.
 SECTIONS = ("model", "augment", "train")
-FIXED = ("train.fold", "train.seed", "train.device", "train.precision")
+FIXED = (
+    "train.folds", "train.refit", "train.ensemble", "train.resume", "train.seed", "train.device", "train.precision",
+    "train.compile",
+)  # fmt: skip
 
 
 def suggest(trial: optuna.Trial, params: Params) -> Params:

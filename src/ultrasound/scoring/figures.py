@@ -33,23 +33,59 @@ def confusion_matrix(counts: NDArray[np.int64], labels: Sequence[str], title: st
     return figure
 
 
-def learning_curves(history: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], best_epoch: int) -> Figure:
-    """Loss, accuracy and macro-F1 of training and validation by epoch; the chosen epoch is marked.
+def learning_curves(history: Sequence[tuple[Mapping[str, float], Mapping[str, float]]], chosen_epoch: int) -> Figure:
+    """Loss, accuracy and macro-F1 of training and validation by epoch, those that there are; the chosen one is marked.
 
     Args:
         history: (training, validation) metrics of each epoch, from the first.
-        best_epoch: counted from 1.
+        chosen_epoch: counted from 1.
     """
-    names = list(history[0][1])
+    names = list(history[0][1] or history[0][0])
     figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
-    epochs = range(1, len(history) + 1)
     for position, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
-        axes.plot(epochs, [train[name] for train, _ in history], "o-", ms=3, label="training")
-        axes.plot(epochs, [validation[name] for _, validation in history], "o-", ms=3, label="validation")
-        axes.axvline(best_epoch, color="grey", ls=":", label="chosen epoch")
+        for side, label in enumerate(("training", "validation")):
+            values = [epoch[side].get(name, np.nan) for epoch in history]
+            axes.plot(range(1, len(history) + 1), values, "o-", ms=3, label=label)
+        axes.axvline(chosen_epoch, color="grey", ls=":", label="chosen epoch")
         axes.set(xlabel="epoch", title=name.replace("_", " "))
         if position == 0:
             axes.legend()
+    return figure
+
+
+def fold_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Validation metrics by epoch, a line a fold.
+
+    Args:
+        histories: name of the fold -> validation metrics of each epoch, from the first.
+    """
+    names = list(next(iter(histories.values()))[0])
+    figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
+    for position, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
+        for fold, history in histories.items():
+            axes.plot(range(1, len(history) + 1), [epoch[name] for epoch in history], "o-", ms=3, label=fold)
+        axes.set(xlabel="epoch", title=f"validation {name.replace('_', ' ')}")
+        if position == 0:
+            axes.legend()
+    return figure
+
+
+def augmented(views: NDArray[np.float32], labels: Sequence[str]) -> Figure:
+    """Images in rows: as they are, then under random changes.
+
+    Args:
+        views: (images, views, height, width) in [0, 1]; the first view of each is unchanged.
+    """
+    figure = Figure(figsize=(1.7 * views.shape[1], 1.7 * len(views)), layout="constrained")
+    for row, (panels, label) in enumerate(zip(figure.subplots(*views.shape[:2], squeeze=False), labels, strict=True)):
+        for column, axes in enumerate(panels):
+            axes.imshow(views[row, column], cmap="gray", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        panels[0].set_ylabel(label)
+        if row == 0:
+            panels[0].set_title("as prepared")
+            panels[1].set_title("as trained on", loc="left")
     return figure
 
 

@@ -86,10 +86,23 @@ def _accuracy(targets: Targets, probabilities: Probabilities, weights: Weights) 
     return accuracy
 
 
-def _macro_f1(targets: Targets, probabilities: Probabilities, weights: Weights) -> Values:
+def _confusion(targets: Targets, probabilities: Probabilities, weights: Weights) -> Values:
+    """Confusion matrices (resamples, classes, classes), true classes in rows."""
     classes = probabilities.shape[1]
     cells = np.eye(classes**2)[targets * classes + probabilities.argmax(1)]
-    counts = (weights @ cells).reshape(-1, classes, classes)  # confusion matrices, true classes in rows
+    counts: Values = (weights @ cells).reshape(-1, classes, classes)
+    return counts
+
+
+def _balanced_accuracy(targets: Targets, probabilities: Probabilities, weights: Weights) -> Values:
+    counts = _confusion(targets, probabilities, weights)
+    hits, all_of_class = np.diagonal(counts, axis1=1, axis2=2), counts.sum(axis=2)
+    recall: Values = np.divide(hits, all_of_class, out=np.zeros_like(all_of_class), where=all_of_class > 0)
+    return np.asarray(recall.mean(axis=1))
+
+
+def _macro_f1(targets: Targets, probabilities: Probabilities, weights: Weights) -> Values:
+    counts = _confusion(targets, probabilities, weights)
     hits = np.diagonal(counts, axis1=1, axis2=2)
     both = counts.sum(axis=1) + counts.sum(axis=2)
     f1: Values = np.divide(2 * hits, both, out=np.zeros_like(both), where=both > 0).mean(axis=1)
@@ -117,6 +130,7 @@ def _auc(is_class: NDArray[np.bool_], probability: Probabilities, weights: Weigh
 # As in metrics.METRICS, but for every row of weights at once: (class numbers, probabilities, weights) -> values
 WEIGHTED: dict[str, Callable[[Targets, Probabilities, Weights], Values]] = {
     "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
     "macro_f1": _macro_f1,
     "macro_auc": _macro_auc,
 }

@@ -25,6 +25,7 @@ from ultrasound.tracking import models, provenance, runs, training
 
 RANDOM, GROUPED, DIFFERENCE = "random", "grouped", "difference"
 PROTOCOLS = (RANDOM, GROUPED)
+METRICS = ("accuracy", "macro_f1", "macro_auc")
 BOOTSTRAP_SEED = 0
 
 Probabilities = NDArray[np.float64]
@@ -168,15 +169,17 @@ def _finetune(params: Params, prepared: Prepared, rows: NDArray[np.int64], targe
         changed = prepared._replace(samples=samples, split_digest=splitting.digest(samples))
         probabilities = np.full((len(rows), len(params.data.classes)), np.nan)
         for fold in range(count):
-            chosen = override(params, {"train.fold": fold, "train.seed": params.train.seed + seed})
+            chosen = override(params, {"train.folds": fold, "train.seed": params.train.seed + seed})
             tags = {**provenance.tags(changed), "seed": str(chosen.train.seed), "protocol": protocol}
             name, values = f"{protocol}-seed{seed}-fold{fold}", flatten(chosen, ("model", "augment", "train"))
             with runs.child("leakage-fold", name, values, tags):
-                trained = training.train(chosen, changed, name)
+                trained = training.train(chosen, changed, name, fold)
                 scored = training.log(trained, changed, with_model=False)
-            probabilities[np.searchsorted(rows, trained.rows)] = trained.best.probabilities
+            probabilities[np.searchsorted(rows, trained.rows)] = trained.chosen.probabilities
             done += 1
-            print(f"{done}/{total} {name}: accuracy {scored['accuracy']:.3f} (epoch {trained.best.epoch})", flush=True)
+            print(
+                f"{done}/{total} {name}: accuracy {scored['accuracy']:.3f} (epoch {trained.chosen.epoch})", flush=True
+            )
         return probabilities
 
     return recipe
@@ -187,21 +190,21 @@ def _scores(
 ) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, list[float]]]]:
     drawn = intervals.bootstrap(
         {f"{protocol}/{metric}": intervals.mean_of(metric, targets, found[protocol])
-         for protocol in PROTOCOLS for metric in intervals.WEIGHTED},
+         for protocol in PROTOCOLS for metric in METRICS},
         groups, resamples, BOOTSTRAP_SEED,
     )  # fmt: skip
-    for metric in intervals.WEIGHTED:  # the same resamples: paired
+    for metric in METRICS:  # the same resamples: paired
         drawn[f"{DIFFERENCE}/{metric}"] = drawn[f"{RANDOM}/{metric}"] - drawn[f"{GROUPED}/{metric}"]
     single = {
         protocol: {metric: [metrics.METRICS[metric](targets, seed) for seed in found[protocol]]
-                   for metric in intervals.WEIGHTED} for protocol in PROTOCOLS
+                   for metric in METRICS} for protocol in PROTOCOLS
     }  # fmt: skip
     single[DIFFERENCE] = {
         metric: [a - b for a, b in zip(single[RANDOM][metric], single[GROUPED][metric], strict=True)]
-        for metric in intervals.WEIGHTED
+        for metric in METRICS
     }
     scores = {
-        name: {metric: intervals.interval(drawn[f"{name}/{metric}"]) for metric in intervals.WEIGHTED}
+        name: {metric: intervals.interval(drawn[f"{name}/{metric}"]) for metric in METRICS}
         for name in (*PROTOCOLS, DIFFERENCE)
     }
     return scores, single

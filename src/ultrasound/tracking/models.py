@@ -29,8 +29,8 @@ PACKAGE = Path(__file__).parents[1]
 REPORT = "evaluation"
 # What the served model imports; pinned in the model to the versions that made it.
 REQUIREMENTS = (
-    "mlflow", "torch", "torchvision", "timm", "huggingface-hub", "numpy", "pandas", "pillow", "pyyaml", "requests",
-    "safetensors",
+    "mlflow", "torch", "torchvision", "timm", "huggingface-hub", "numpy", "pandas", "pillow", "psutil", "pyyaml",
+    "requests", "safetensors",
 )  # fmt: skip
 
 
@@ -50,8 +50,9 @@ class Evaluation(NamedTuple):
     run_id: str
 
 
-def log(model: Classifier) -> str:
-    """Log a classifier with the active run as a servable model without pickle; returns its `models:/...` address."""
+@runs.unless_muted
+def log(model: Classifier) -> None:
+    """Log a classifier with the active run as a servable model without pickle; its address becomes a tag."""
     example, _ = phantom.phantom("benign", 1, 0)  # no patient's image travels with a model
     buffer = io.BytesIO()
     example.save(buffer, "PNG")
@@ -72,7 +73,6 @@ def log(model: Classifier) -> str:
             input_example=pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}),
         )
     runs.tag(**{runs.MODEL_TAG: info.model_uri})
-    return str(info.model_uri)
 
 
 def load(model_uri: str) -> Classifier:

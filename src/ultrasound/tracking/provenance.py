@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -14,6 +17,7 @@ from ultrasound.images.prepared import Prepared
 from ultrasound.params import Params, flatten
 
 DVC_LOCK = Path("dvc.lock")
+PACKAGE = Path(__file__).parents[1]
 DIGESTS = ("data_digest", "split_digest")  # tags that must be equal where scores are compared
 
 
@@ -24,8 +28,24 @@ def tags(prepared: Prepared) -> dict[str, str]:
         "split_digest": prepared.split_digest,
         "dvc_lock": hashlib.sha256(DVC_LOCK.read_bytes()).hexdigest()[:16] if DVC_LOCK.is_file() else "none",
         "git_commit": git_commit(),
+        "code_digest": code_digest(),
         "ultrasound_version": __version__,
     }
+
+
+def code_digest() -> str:
+    """Digest of the package's own source: the same code gives the same, committed or not."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{file.relative_to(PACKAGE)}:".encode() + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def resume_key(verb: str, values: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """Digest of all that decides what a run gives: verb, parameters, data, split and code."""
+    known = {name: tags[name] for name in (*DIGESTS, "code_digest")}
+    text = json.dumps([verb, dict(values), known], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def git_commit() -> str:

@@ -1,12 +1,21 @@
-"""MLflow runs: start or join one, and log what an experiment gives."""
+"""MLflow runs: start, join or continue one, and log what an experiment gives.
+
+A run carries the process that works on it and when that was last seen alive, so that the next start can close what a
+killed process has left open. Where several processes train together, only the main one logs.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, ParamSpec
 
 import mlflow
 import pandas as pd
@@ -23,44 +32,127 @@ from ultrasound import NOTICE
 from ultrasound.errors import InputError
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning.fitting import EpochResult
+from ultrasound.learning.processes import is_main
+from ultrasound.tracking import heartbeat
+
+P = ParamSpec("P")
 
 MODEL_TAG = "model_uri"  # of a run whose model can be evaluated and registered
-SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, at the chosen epoch
+SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, or out of fold, at the chosen epoch
+INHERITED = ("data_digest", "split_digest", "dvc_lock", "git_commit", "code_digest", "ultrasound_version", "seed")
+RESUME_TAG = "resume_key"  # of runs that the same command continues
 SYSTEM_METRICS_SECONDS = 5
+
+_muted = False  # inside a child that an earlier process has finished
 
 logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
 
 
-@contextmanager
-def run(verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
-    """Join the run that `mlflow run` has made, or start one; yields its id.
+class Resume(NamedTuple):
+    """What tells that an unfinished run is of the same thing.
 
-    The run ends as FINISHED, or as FAILED with the reason in its tag `failure`.
+    Attributes:
+        key: digest of all that decides what the run does.
+        folder: holds, in a folder named by the id of a run, what it takes to continue it.
+    """
+
+    key: str
+    folder: Path
+
+
+def unless_muted(function: Callable[P, None]) -> Callable[P, None]:
+    """Make a function that logs do nothing in a process or child that is not to log."""
+
+    @functools.wraps(function)
+    def logged(*args: P.args, **kwargs: P.kwargs) -> None:
+        if is_main() and not _muted:
+            function(*args, **kwargs)
+
+    return logged
+
+
+@contextmanager
+def run(
+    verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], resume: Resume | None = None
+) -> Iterator[str]:
+    """Continue an unfinished run, join the one that `mlflow run` has made, or start one; yields its id.
+
+    The run ends as FINISHED, as FAILED with the reason in its tag `failure`, or as KILLED by Ctrl-C or SIGTERM. Runs
+    whose process is gone are closed first.
 
     Args:
         verb: the command, kept as a tag.
         name: shown in the UI's list of runs.
         parameters: logged unless `mlflow run -P` has logged them already.
+        resume: what tells an unfinished run of the same thing; None starts anew.
 
     Raises:
         InputError: the tracking store cannot hold artifacts of this process.
     """
+    if not is_main():
+        yield ""
+        return
     if not MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.defined:
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-    with mlflow.start_run(run_name=name, log_system_metrics=True) as active, _reason_of_failure():
-        _describe(active.info.run_id, verb, parameters, tags)
-        _require_artifact_store(active.info.artifact_uri)
-        yield active.info.run_id
+    heartbeat.sweep()
+    marks = {**heartbeat.marks(), **({RESUME_TAG: resume.key} if resume else {})}
+    with contextlib.ExitStack() as held:
+        unfinished = _unfinished(resume, held) if resume else None
+        if unfinished:
+            _set_aside(os.environ.pop("MLFLOW_RUN_ID", None), unfinished)
+        active = mlflow.start_run(unfinished, run_name=name, log_system_metrics=True, tags=marks)
+        run_id = active.info.run_id
+        if resume and not unfinished:
+            _lock(resume.folder / run_id, held)
+        with active, _told_end():
+            _describe(run_id, verb, parameters, tags)
+            _require_artifact_store(active.info.artifact_uri)
+            with heartbeat.beating(run_id):
+                yield run_id
+        if resume:  # it has ended well: there is nothing left to continue
+            shutil.rmtree(resume.folder / run_id, ignore_errors=True)
 
 
 @contextmanager
 def child(verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
-    """Start a child of the active run; yields its id. Ends as `run` does."""
-    with mlflow.start_run(run_name=name, nested=True) as active, _reason_of_failure():
+    """Start a child of the active run, or continue that of an earlier process; yields its id. Ends as `run` does.
+
+    Nothing is logged with a child that has finished before.
+    """
+    global _muted
+    if not is_main():
+        yield ""
+        return
+    parent = mlflow.active_run()
+    earlier = _child_of(parent, name) if parent else None
+    if earlier and earlier.info.status == "FINISHED":
+        _muted = True
+        try:
+            yield earlier.info.run_id
+        finally:
+            _muted = False
+        return
+    tags = {**(_inherited(parent) if parent else {}), **tags}
+    with (
+        mlflow.start_run(
+            earlier.info.run_id if earlier else None, run_name=name, nested=True, tags=heartbeat.marks()
+        ) as active,
+        _told_end(),
+    ):
         _describe(active.info.run_id, verb, parameters, tags)
-        yield active.info.run_id
+        with heartbeat.beating(active.info.run_id):
+            yield active.info.run_id
 
 
+def logged_epochs() -> set[int]:
+    """Epochs whose metrics the active run holds already."""
+    active = mlflow.active_run()
+    if not active or not is_main():
+        return set()
+    return {metric.step for metric in mlflow.MlflowClient().get_metric_history(active.info.run_id, "train/loss")}
+
+
+@unless_muted
 def log_epoch(result: EpochResult) -> None:
     """Log one epoch's metrics under `train/` and `validation/`, the epoch as step."""
     metrics = {f"train/{name}": value for name, value in result.train.items()}
@@ -69,6 +161,7 @@ def log_epoch(result: EpochResult) -> None:
     mlflow.log_metrics(metrics, step=result.epoch)
 
 
+@unless_muted
 def log_metrics(metrics: Mapping[str, float], prefix: str) -> None:
     """Log final values as `prefix/name`; the undefined ones (NaN) go into the tag `undefined_metrics` instead."""
     named = {f"{prefix}/{name}": value for name, value in metrics.items()}
@@ -77,31 +170,37 @@ def log_metrics(metrics: Mapping[str, float], prefix: str) -> None:
         mlflow.set_tag("undefined_metrics", ", ".join(undefined))
 
 
+@unless_muted
 def log_figure(figure: Figure, name: str) -> None:
     """Save a figure among the run's artifacts as figures/NAME.png."""
     mlflow.log_figure(figure, f"figures/{name}.png", save_kwargs={"dpi": 150})
 
 
+@unless_muted
 def log_parameters(values: Mapping[str, Any]) -> None:
     """Log further parameters of the active run."""
     mlflow.log_params(dict(values))
 
 
+@unless_muted
 def log_text(text: str, name: str) -> None:
     """Save a text among the run's artifacts."""
     mlflow.log_text(text, name)
 
 
+@unless_muted
 def log_table(table: pd.DataFrame, name: str) -> None:
     """Save a table among the run's artifacts as tables/NAME.csv."""
     mlflow.log_text(table.to_csv(index=False), f"tables/{name}.csv")
 
 
+@unless_muted
 def log_report(content: Mapping[str, Any], name: str) -> None:
     """Save values among the run's artifacts as NAME.json."""
     mlflow.log_dict(dict(content), f"{name}.json")
 
 
+@unless_muted
 def log_dataset(prepared: Prepared, rows: Any, name: str, context: str) -> None:
     """Log which images a run used: `context` is training, validation or test."""
     samples = prepared.samples.iloc[rows][["image_id", "label"]].reset_index(drop=True)
@@ -112,11 +211,13 @@ def log_dataset(prepared: Prepared, rows: Any, name: str, context: str) -> None:
     mlflow.log_input(data, context=context)
 
 
+@unless_muted
 def log_file(file: Path) -> None:
     """Save a file among the run's artifacts, under its name."""
     mlflow.log_artifact(str(file))
 
 
+@unless_muted
 def tag(**tags: str) -> None:
     """Set tags of the active run."""
     mlflow.set_tags(tags)
@@ -171,18 +272,74 @@ def check_store() -> tuple[bool, str]:
 
 def _describe(run_id: str, verb: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
     # `mlflow run -P` has logged its parameters as text; a second value of other spelling would be refused.
-    known = mlflow.get_run(run_id).data.params
-    mlflow.log_params({name: value for name, value in parameters.items() if name not in known})
+    known = mlflow.get_run(run_id).data
+    mlflow.log_params({name: value for name, value in parameters.items() if name not in known.params})
     mlflow.set_tags({"verb": verb, "mlflow.note.content": NOTICE, **tags})
+    if "failure" in known.tags:  # of a run that is continued
+        mlflow.delete_tag("failure")
 
 
 @contextmanager
-def _reason_of_failure() -> Iterator[None]:
+def _told_end() -> Iterator[None]:
+    """Say in the active run why it ended, if not well."""
     try:
         yield
+    except KeyboardInterrupt as stop:
+        mlflow.set_tag("failure", str(stop) or "stopped by Ctrl-C")
+        mlflow.end_run("KILLED")
+        raise
     except Exception as error:
         mlflow.set_tag("failure", f"{type(error).__name__}: {error}"[:500])
         raise
+
+
+def _unfinished(resume: Resume, held: contextlib.ExitStack) -> str | None:
+    """The id of a run to continue, which no other process continues meanwhile."""
+    found = mlflow.search_runs(
+        filter_string=f"tags.{RESUME_TAG} = '{resume.key}' AND attributes.status != 'FINISHED'",
+        order_by=["attributes.start_time DESC"], output_format="list",
+    )  # fmt: skip
+    for candidate in found:
+        run_id = candidate.info.run_id
+        if (resume.folder / run_id).is_dir() and _lock(resume.folder / run_id, held):
+            print(f"continuing run {run_id} ({candidate.info.run_name}), which was left unfinished", flush=True)
+            return str(run_id)
+    return None
+
+
+def _lock(folder: Path, held: contextlib.ExitStack) -> bool:
+    """Hold the folder of a run until `held` ends; False if another process holds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = held.enter_context((folder / "lock").open("w"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system, whatever ends this process
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _set_aside(made: str | None, continued: str) -> None:
+    """Delete the run that `mlflow run` has made, as another one is continued."""
+    if made and made != continued:
+        client = mlflow.MlflowClient()
+        client.set_tag(made, "continued_run", continued)
+        client.set_terminated(made, "KILLED")
+        client.delete_run(made)
+
+
+def _child_of(parent: Run, name: str) -> Run | None:
+    found: list[Run] = mlflow.search_runs(
+        [parent.info.experiment_id],
+        filter_string=f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' AND attributes.run_name = '{name}'",
+        output_format="list",
+    )  # fmt: skip
+    return found[0] if found else None
+
+
+def _inherited(parent: Run) -> dict[str, str]:
+    """Tags of a parent that are as true of its children; where its data and code come from."""
+    kept = mlflow.get_run(parent.info.run_id).data.tags
+    return {name: value for name, value in kept.items() if name in INHERITED}
 
 
 def _require_artifact_store(uri: str | None) -> None:

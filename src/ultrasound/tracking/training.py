@@ -1,91 +1,177 @@
-"""One tracked training on one fold: what `train` does once and `tune` for every trial."""
+"""Tracked training: on one fold, or on several with out-of-fold predictions and one model at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ultrasound.errors import InputError
 from ultrasound.images import splitting
+from ultrasound.images.augmentation import Augmentation
 from ultrasound.images.loading import Batches
 from ultrasound.images.prepared import Prepared
-from ultrasound.learning import backbone, fitting
-from ultrasound.learning.classifier import Classifier, predict
+from ultrasound.learning import backbone, fitting, processes
+from ultrasound.learning.backbone import Network
+from ultrasound.learning.checkpoints import Checkpoints
+from ultrasound.learning.classifier import Classifier, Ensemble, predict
 from ultrasound.learning.fitting import EpochResult
-from ultrasound.params import Params
-from ultrasound.scoring import figures, metrics
+from ultrasound.params import Params, flatten
+from ultrasound.scoring import figures, intervals, metrics
+from ultrasound.scoring.intervals import Interval
 from ultrasound.tracking import models, runs
+
+EVALUATION_BATCH = 64
+INTERVALS = ("macro_f1", "balanced_accuracy", "accuracy", "macro_auc")
+RESAMPLES, BOOTSTRAP_SEED = 2000, 0
+EXAMPLES, VIEWS = 4, 6  # augmented examples: images, and views of each
 
 
 class Trained(NamedTuple):
     """A finished training.
 
     Attributes:
-        model: with the weights of the best epoch.
-        best: that epoch's result.
+        model: with the weights of the chosen epoch.
+        chosen: that epoch's result.
         history: every epoch's result.
         rows: positions of the validation images in the prepared data.
         targets: their class numbers.
     """
 
     model: Classifier
-    best: EpochResult
+    chosen: EpochResult
     history: list[EpochResult]
     rows: NDArray[np.int64]
     targets: NDArray[np.int64]
 
 
+class CrossValidation(NamedTuple):
+    """A training for each of several folds.
+
+    Attributes:
+        folds: fold -> its training.
+        values: fold -> metrics on its validation images, at the chosen epoch.
+        pooled: metrics of the out-of-fold predictions of all folds together.
+        intervals: metric -> its value with the 95 % interval of a bootstrap by group.
+        images: number of images predicted out of fold.
+        model: the one trained on all development images, or the mean of the folds' models; None if neither is wanted.
+    """
+
+    folds: dict[int, Trained]
+    values: dict[int, dict[str, float]]
+    pooled: dict[str, float]
+    intervals: dict[str, Interval]
+    images: int
+    model: Classifier | None
+
+    @property
+    def spread(self) -> dict[str, tuple[float, float]]:
+        """Mean and standard deviation of the metrics over the folds."""
+        over = {name: [values[name] for values in self.values.values()] for name in INTERVALS}
+        return {name: (float(np.mean(values)), float(np.std(values, ddof=1))) for name, values in over.items()}
+
+
 def train(
-    params: Params, prepared: Prepared, title: str, on_epoch: Callable[[EpochResult], object] = lambda result: None
+    params: Params,
+    prepared: Prepared,
+    title: str,
+    fold: int | None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    until: int | None = None,
+    on_epoch: Callable[[EpochResult], object] = lambda result: None,
 ) -> Trained:
-    """Train on all development folds but `train.fold`, validate on that one, log every epoch with the active run.
+    """Train on all development folds but `fold`, validate on that one, log every epoch with the active run.
 
     Args:
         title: of the progress bar.
+        fold: None to train on all development images and validate on none.
+        checkpoints: where to continue from and to save to.
+        until: the epoch to stop after.
         on_epoch: called after each epoch is logged; may raise to stop.
 
     Raises:
-        InputError: the data lacks a class or the fold, or the loss is no longer finite.
+        InputError: the data lacks a class or the fold, the loss is no longer finite, or a checkpoint can't be written.
         ParameterError: a model, weights or device that cannot be had.
     """
-    labels, targets = params.data.classes, class_numbers(params, prepared)
-    device = fitting.accelerator(params.train)
-    settings = params.model
-    architecture: dict[str, str | int | float] = {
-        "name": settings.name, "classes": len(labels), "head_width": settings.head_width, "dropout": settings.dropout,
-    }  # fmt: skip
-    network = backbone.create(settings.name, settings.weights, len(labels), settings.head_width, settings.dropout)
-    backbone.require_size(network, prepared.preparation.size)
-    network = network.to(device.device)
-    rows = {
-        "training": prepared.rows(splitting.DEVELOPMENT, params.train.fold, without=True),
-        "validation": prepared.rows(splitting.DEVELOPMENT, params.train.fold),
-    }
-    for context, chosen in rows.items():
-        runs.log_dataset(prepared, chosen, params.data.source, context)
-    training, validation = (
-        Batches(prepared.images[chosen], targets[chosen], params.train.batch_size, device.device)
-        for chosen in rows.values()
-    )
+    settings, targets = params.train, class_numbers(params, prepared)
+    device = fitting.accelerator(settings)
+    network, architecture = _network(params, prepared, device.device)
+    batch_size = settings.batch_size
+    if batch_size == "auto":
+        fits = fitting.batch_that_fits(network, prepared.preparation.size, device)
+        if fits is None:
+            raise InputError(f"train.batch_size=auto: not even 2 images fit into the memory of {device.device}")
+        batch_size = fits
+        runs.tag(batch_size=str(fits))
+    rows = prepared.rows(splitting.DEVELOPMENT, fold, without=fold is not None)
+    held_out = prepared.rows(splitting.DEVELOPMENT, fold) if fold is not None else np.empty(0, np.int64)
+    for context, chosen in (("training", rows), ("validation", held_out)):
+        if len(chosen):
+            runs.log_dataset(prepared, chosen, params.data.source, context)
+    training = Batches(prepared.images, targets, batch_size, device.device, rows)
+    validation = Batches(prepared.images, targets, EVALUATION_BATCH, device.device, held_out) if len(held_out) else None
     history: list[EpochResult] = []
-    with tqdm(total=params.train.epochs * len(training), desc=title, unit="step", disable=None) as bar:
+    known = runs.logged_epochs()
+    steps = (until or settings.epochs) * len(training)
+    with tqdm(total=steps, desc=title, unit="step", disable=None if processes.is_main() else True) as bar:
         for result in fitting.fit(
-            network, training, validation, params.train, params.augment, metrics.epoch_score, device, on_step=bar.update
-        ):
+            network, training, validation, settings, params.augment, metrics.epoch_score, device, checkpoints,
+            until=until, on_step=bar.update,
+        ):  # fmt: skip
             history.append(result)
-            runs.log_epoch(result)
-            bar.set_postfix(epoch=result.epoch, loss=f"{result.validation['loss']:.3f}",
-                            macro_f1=f"{result.validation['macro_f1']:.3f}")  # fmt: skip
+            bar.update(result.epoch * len(training) - bar.n)  # epochs of a checkpoint took no steps
+            if result.epoch not in known:
+                runs.log_epoch(result)
+            shown = {"epoch": result.epoch, "training loss": result.train["loss"], **result.validation}
+            bar.set_postfix(shown)
             on_epoch(result)
-    best = max((result for result in history if result.is_best), key=lambda result: result.epoch)
-    if device.mixed_precision != "no":  # what is reported is what the saved model says, in full precision
-        best = best._replace(probabilities=predict(network, validation))
-    model = Classifier(network, labels, prepared.preparation, architecture, prepared.data_digest)
-    return Trained(model, best, history, rows["validation"], targets[rows["validation"]])
+    if validation is None or settings.choose == "last":
+        best = history[-1]
+    else:
+        best = max((result for result in history if result.is_best), key=lambda result: result.epoch)
+    answering = Ensemble([network], flip=settings.test_flip).eval()
+    if validation and device.mixed_precision != "no":  # what is reported is what the saved model says
+        best = best._replace(probabilities=predict(answering, validation))
+    model = Classifier(answering, params.data.classes, prepared.preparation, architecture, prepared.data_digest)
+    return Trained(model, best, history, held_out, targets[held_out])
+
+
+def cross_validate(params: Params, prepared: Prepared, state: Path) -> CrossValidation:
+    """Train for each of `params.folds` in a child of the active run, then make the model; log all of it.
+
+    Args:
+        state: folder of the run's checkpoints, a folder a child.
+    """
+    folds: dict[int, Trained] = {}
+    values: dict[int, dict[str, float]] = {}
+    keep = not (params.train.refit or params.train.ensemble)
+    shown = flatten(params, ("model", "augment", "train"))
+    for fold in params.folds:
+        name = f"fold-{fold}"
+        with runs.child("fold", name, {**shown, "train.folds": fold}, {"fold": str(fold)}):
+            folds[fold] = train(params, prepared, name, fold, checkpoints=Checkpoints(state / name))
+            values[fold] = log(folds[fold], prepared, with_model=keep)
+    model = None
+    if params.train.ensemble:
+        members = [trained.model.network.members[0].cpu() for trained in folds.values()]
+        single = next(iter(folds.values())).model
+        model = Classifier(
+            Ensemble(members, flip=params.train.test_flip).eval(), single.labels, single.preparation,
+            single.architecture, single.data_digest,
+        )  # fmt: skip
+    elif params.train.refit:
+        epochs = round(np.mean([trained.chosen.epoch for trained in folds.values()]))
+        with runs.child("refit", "refit", {**shown, "train.folds": "none"}, {"epochs": str(epochs)}):
+            refitted = train(params, prepared, "refit", None, checkpoints=Checkpoints(state / "refit"), until=epochs)
+            log(refitted, prepared, with_model=False)
+        model = refitted.model
+    return _log_folds(folds, values, prepared, model)
 
 
 def class_numbers(params: Params, prepared: Prepared) -> NDArray[np.int64]:
@@ -107,17 +193,81 @@ def class_numbers(params: Params, prepared: Prepared) -> NDArray[np.int64]:
 
 
 def log(trained: Trained, prepared: Prepared, *, with_model: bool = True) -> dict[str, float]:
-    """Log what a finished training gave: metrics of its best epoch under `best/`, figures, predictions, the model."""
-    labels, best = trained.model.labels, trained.best
-    values = metrics.score(trained.targets, best.probabilities, labels)
-    runs.log_metrics({"epoch": best.epoch, "loss": best.validation["loss"], **values}, "best")
+    """Log what a training gave: metrics of its chosen epoch under `best/`, figures, predictions, the model."""
+    labels, chosen = trained.model.labels, trained.chosen
     curves = [(result.train, result.validation) for result in trained.history]
-    runs.log_figure(figures.learning_curves(curves, best.epoch), "learning_curves")
-    counts = metrics.confusion(trained.targets, best.probabilities)
-    title = f"validation fold, {len(trained.rows)} images, epoch {best.epoch}"
-    runs.log_figure(figures.confusion_matrix(counts, labels, title), "confusion_validation")
-    samples = prepared.samples.iloc[trained.rows]
-    runs.log_table(models.predictions(samples, labels, best.probabilities), "predictions_validation")
+    runs.log_figure(figures.learning_curves(curves, chosen.epoch), "learning_curves")
+    values: dict[str, float] = {}
+    if len(trained.rows):
+        values = metrics.score(trained.targets, chosen.probabilities, labels)
+        runs.log_metrics({"epoch": chosen.epoch, "loss": chosen.validation["loss"], **values}, "best")
+        counts = metrics.confusion(trained.targets, chosen.probabilities)
+        title = f"validation fold, {len(trained.rows)} images, epoch {chosen.epoch}"
+        runs.log_figure(figures.confusion_matrix(counts, labels, title), "confusion_validation")
+        samples = prepared.samples.iloc[trained.rows]
+        runs.log_table(models.predictions(samples, labels, chosen.probabilities), "predictions_validation")
     if with_model:
         models.log(trained.model)
     return values
+
+
+def log_examples(params: Params, prepared: Prepared) -> None:
+    """Log a figure of training images as the network sees them: each as prepared, then under several augmentations."""
+    labels = prepared.samples["label"].to_numpy()
+    rows = prepared.rows(splitting.DEVELOPMENT)
+    chosen = [rows[labels[rows] == label][number // len(params.data.classes)]
+              for number, label in zip(range(EXAMPLES), params.data.classes * EXAMPLES, strict=False)]  # fmt: skip
+    images = torch.from_numpy(prepared.images[np.array(chosen)]).unsqueeze(1).float() / 255
+    augmentation = Augmentation(params.augment)
+    torch.manual_seed(params.train.seed)
+    views = torch.stack([images, *(augmentation(images) for _ in range(VIEWS))], dim=1)[:, :, 0].numpy()
+    runs.log_figure(figures.augmented(views, [str(labels[row]) for row in chosen]), "augmented_examples")
+
+
+def _network(params: Params, prepared: Prepared, device: torch.device) -> tuple[Network, dict[str, str | int | float]]:
+    settings, classes = params.model, len(params.data.classes)
+    network = backbone.create(
+        settings.name, settings.weights, classes, settings.head_width, settings.dropout, settings.drop_path
+    )
+    backbone.require_size(network, prepared.preparation.size)
+    architecture: dict[str, str | int | float] = {
+        "name": settings.name, "classes": classes, "head_width": settings.head_width, "dropout": settings.dropout,
+    }  # fmt: skip
+    return network.to(device), architecture
+
+
+def _log_folds(
+    folds: dict[int, Trained], values: dict[int, dict[str, float]], prepared: Prepared, model: Classifier | None
+) -> CrossValidation:
+    labels = next(iter(folds.values())).model.labels
+    rows, targets, probabilities, fold = (
+        np.concatenate(parts)
+        for parts in zip(
+            *((t.rows, t.targets, t.chosen.probabilities, np.full(len(t.rows), number)) for number, t in folds.items()),
+            strict=True,
+        )
+    )
+    samples = prepared.samples.iloc[rows]
+    pooled = metrics.score(targets, probabilities, labels)
+    drawn = intervals.bootstrap(
+        {name: intervals.mean_of(name, targets, [probabilities]) for name in INTERVALS},
+        samples["group"].to_numpy(), RESAMPLES, BOOTSTRAP_SEED,
+    )  # fmt: skip
+    found = {name: intervals.interval(drawn[name]) for name in INTERVALS}
+    runs.log_metrics(pooled, "out_of_fold")
+    runs.log_metrics({f"{name}_{end}": getattr(score, end) for name, score in found.items() for end in ("low", "high")},
+                     "out_of_fold")  # fmt: skip
+    crossed = CrossValidation(folds, values, pooled, found, len(rows), model)
+    for name, (mean, deviation) in crossed.spread.items():
+        runs.log_metrics({f"{name}_mean": mean, f"{name}_sd": deviation}, "folds")
+    runs.log_metrics({"macro_f1": pooled["macro_f1"]}, "best")  # what ranks runs
+    table = models.predictions(samples, labels, probabilities).assign(fold=fold)
+    runs.log_table(table, "predictions_out_of_fold")
+    counts = metrics.confusion(targets, probabilities)
+    title = f"out of fold, {len(rows)} images, {len(folds)} folds"
+    runs.log_figure(figures.confusion_matrix(counts, labels, title), "confusion_out_of_fold")
+    histories = {f"fold {number}": [result.validation for result in t.history] for number, t in folds.items()}
+    runs.log_figure(figures.fold_curves(histories), "fold_curves")
+    if model:
+        models.log(model)
+    return crossed

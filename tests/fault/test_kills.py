@@ -1,0 +1,227 @@
+"""Trainings that are killed, stopped or run out of disk: nothing is lost but an epoch, and no run stays open."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import PROJECT, environment, run_in, ultrasound
+from tests.tracking.test_workflow import as_options, client, mlflow_run, runs
+
+KILLS = 20
+LONG = ("train.epochs=70", "train.ema=0.9", "train.freeze=2", "train.patience=70")
+SLOW = ("train.epochs=40", "train.patience=40")
+
+
+@pytest.fixture(scope="module")
+def other(project, tmp_path_factory):
+    """A copy of the project with a store of its own."""
+    folder = tmp_path_factory.mktemp("killed") / "project"
+    shutil.copytree(project, folder, ignore=shutil.ignore_patterns("mlruns", "mlflow.db", "checkpoints"))
+    return folder
+
+
+def losses(project, run, metric):
+    found = client(project).get_metric_history(run.info.run_id, metric)
+    return {point.step: point.value for point in found}, len(found)
+
+
+def saved_epoch(project, run_id):
+    """The newest checkpoint, and that each one is readable."""
+    files = sorted((project / "build/checkpoints" / run_id).glob("fold/epoch-*.pt"))
+    states = [torch.load(file, weights_only=True) for file in files]
+    return max((state["numbers"]["epoch"] for state in states), default=0)
+
+
+def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path):
+    ultrasound(other, "train", *as_options(LONG))
+    undisturbed = runs(other, "train")[0]
+    code = [sys.executable, str(PROJECT / "tests/fault/forked.py"), str(other), "train", *as_options(LONG)]
+    random.seed(0)
+    lost = []
+    with subprocess.Popen(
+        code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(PYTHONPATH=str(PROJECT / "src"))
+    ) as server:
+        assert server.stdin and server.stdout
+
+        def start():
+            server.stdin.write("go\n")
+            server.stdin.flush()
+            return int(server.stdout.readline())
+
+        for kill in range(KILLS):
+            pid = start()
+            before = saved_epoch(other, runs(other, "train")[1].info.run_id) if kill else 0
+            wanted = before + random.randint(0, 2)
+            while kill and saved_epoch(other, runs(other, "train")[1].info.run_id) < wanted:
+                time.sleep(0.02)
+            time.sleep(random.uniform(0, 0.8) if kill else 2.5)
+            os.kill(pid, signal.SIGKILL)
+            assert server.stdout.readline().strip() == str(-signal.SIGKILL)
+            run = runs(other, "train")[1]
+            logged = max(losses(other, run, "train/loss")[0], default=0)
+            lost.append(logged - saved_epoch(other, run.info.run_id))
+        assert start()
+        assert server.stdout.readline().strip() == "0", (other / "build/killed.log").read_text()[-3000:]
+        server.stdin.close()
+    assert max(lost) <= 1, lost
+    assert len(runs(other, "train")) == 2  # one run, however often it was killed
+    killed = runs(other, "train")[1]
+    assert killed.info.status == "FINISHED"
+    assert "failure" not in killed.data.tags
+    for metric in ("train/loss", "validation/loss"):
+        (expected, _), (found, count) = (losses(other, run, metric) for run in (undisturbed, killed))
+        assert found.keys() == expected.keys()
+        assert max(abs(found[epoch] - expected[epoch]) for epoch in expected) <= 1e-6
+        assert count <= len(found) + KILLS
+    assert killed.data.metrics["best/macro_f1"] == undisturbed.data.metrics["best/macro_f1"]
+    assert not list((other / "build/checkpoints").iterdir())
+    assert not client(other).search_runs(["0"], "attributes.status = 'RUNNING'")
+
+
+def started(project, *command, name="train"):
+    """Start a training in the background and wait until it has saved an epoch."""
+    before = {run.info.run_id for run in runs(project, name)}
+    process = subprocess.Popen(
+        command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        for run in runs(project, name):
+            if run.info.run_id not in before and list(
+                (project / "build/checkpoints").glob(f"{run.info.run_id}/*/e*.pt")
+            ):
+                return process, run.info.run_id
+        time.sleep(0.1)
+    raise AssertionError(process.communicate(timeout=10))
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "stopped by SIGTERM"), (signal.SIGINT, 130, "stopped by Ctrl-C")],
+)
+def test_a_stopped_training_closes_its_run_and_the_same_command_continues_it(other: Path, number, code, word):
+    options = as_options((*SLOW, f"train.seed={code}"))
+    process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *options)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors.strip().endswith(word)
+    assert "Traceback" not in errors
+    stopped = client(other).get_run(run_id)
+    assert stopped.info.status == "KILLED"
+    assert stopped.data.tags["failure"] == word
+    saved = saved_epoch(other, run_id)
+    assert 1 <= saved < 40
+    output = ultrasound(other, "train", *options).stdout
+    assert f"continuing run {run_id}" in output
+    assert client(other).get_run(run_id).info.status == "FINISHED"
+    assert list(losses(other, stopped, "train/loss")[0]) == list(range(1, 41))
+    anew = ultrasound(other, "train", *as_options((*SLOW[1:], "train.epochs=1", f"train.seed={code}"))).stdout
+    assert "continuing" not in anew
+
+
+def test_mlflow_run_continues_the_run_that_was_killed_and_leaves_no_empty_one(other: Path):
+    options = (*SLOW, "train.seed=7")
+    process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *as_options(options))
+    process.kill()
+    process.communicate()
+    assert client(other).get_run(run_id).info.status == "RUNNING"  # nobody could tell
+    count = len(client(other).search_runs(["0"]))
+    mlflow_run(other, "train", *options)
+    assert client(other).get_run(run_id).info.status == "FINISHED"
+    assert len(client(other).search_runs(["0"])) == count
+
+
+def test_dead_runs_are_closed_at_the_next_start_and_live_ones_are_not(other: Path):
+    process, dead = started(other, sys.executable, "-m", "ultrasound", "train", *as_options((*SLOW, "train.seed=8")))
+    process.kill()
+    process.communicate()
+    alive, running = started(other, sys.executable, "-m", "ultrasound", "train", *as_options((*SLOW, "train.seed=9")))
+    try:
+        closed = client(other).get_run(dead)
+        assert closed.info.status == "KILLED"
+        assert "its process was gone" in closed.data.tags["failure"]
+        # The same command beside the one that runs makes a run of its own and disturbs nothing.
+        second = ultrasound(other, "train", *as_options((*SLOW, "train.seed=9"))).stdout
+        assert "continuing" not in second
+        assert client(other).get_run(running).info.status in ("RUNNING", "FINISHED")
+    finally:
+        alive.communicate(timeout=120)
+    assert alive.returncode == 0
+    assert client(other).get_run(running).info.status == "FINISHED"
+
+
+def test_without_resume_a_killed_run_is_left_as_it_is(other: Path):
+    options = as_options((*SLOW, "train.seed=10"))
+    process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *options)
+    process.kill()
+    process.communicate()
+    output = ultrasound(other, "train", *options, "--train.resume", "false").stdout
+    assert "continuing" not in output
+    assert client(other).get_run(run_id).info.status == "KILLED"
+
+
+def test_folds_that_are_done_are_not_trained_again(other: Path):
+    options = as_options(("train.epochs=12", "train.patience=12", "train.folds=all", "train.seed=11"))
+    process, parent = started(other, sys.executable, "-m", "ultrasound", "train", *options)
+    deadline = time.monotonic() + 120
+    while not list((other / "build/checkpoints" / parent / "fold-1").glob("e*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    ultrasound(other, "train", *options)
+    children = [run for run in runs(other, "fold") if run.data.tags["mlflow.parentRunId"] == parent]
+    assert sorted(run.info.run_name for run in children) == ["fold-0", "fold-1", "fold-2"]
+    assert {run.info.status for run in children} == {"FINISHED"}
+    first = next(run for run in children if run.info.run_name == "fold-0")
+    assert losses(other, first, "train/loss")[1] == 12  # each epoch logged once
+    whole = client(other).get_run(parent)
+    assert whole.info.status == "FINISHED"
+    ultrasound(other, "train", *options)
+    again = runs(other, "train")[-1]
+    assert again.info.run_id != parent
+    for metric in ("best/macro_f1", "out_of_fold/log_loss", "folds/macro_auc_mean"):
+        assert again.data.metrics[metric] == pytest.approx(whole.data.metrics[metric], abs=1e-6)
+
+
+def test_a_training_on_a_full_disk_fails_clearly_and_goes_on_when_there_is_room(other: Path, tmp_path: Path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=60m", "tmpfs", str(small)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    checkpoints, options = other / "build/checkpoints", as_options((*SLOW, "train.seed=12"))
+    shutil.rmtree(checkpoints)
+    checkpoints.symlink_to(small)
+    try:
+        before = len(runs(other, "train"))
+        process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *options)
+        filler = os.open(small / "filler", os.O_WRONLY | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            while os.write(filler, bytes(4096)):  # until nothing is left for the next epoch
+                pass
+        os.close(filler)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "cannot be written to build/checkpoints" in errors and "No space left on device" in errors
+        assert "Traceback" not in errors
+        failed = client(other).get_run(run_id)
+        assert failed.info.status == "FAILED"
+        assert "No space left" in failed.data.tags["failure"]
+        assert saved_epoch(other, run_id) >= 1
+        (small / "filler").unlink()
+        run_in(other, sys.executable, "-m", "ultrasound", "train", *options)
+        assert client(other).get_run(run_id).info.status == "FINISHED"
+        assert len(runs(other, "train")) == before + 1
+    finally:
+        checkpoints.unlink()
+        subprocess.run(["umount", "-l", str(small)], check=True)

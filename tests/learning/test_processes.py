@@ -1,0 +1,34 @@
+"""Two processes on one machine learn what one process learns from the same batches."""
+
+import pandas as pd
+import pytest
+
+from tests.conftest import run_in, ultrasound
+from tests.tracking.test_workflow import client, runs
+
+# Batch normalisation, dropout, augmentation and mixing are all of the whole batch; 84 phantoms leave an odd last one.
+OPTIONS = ("--train.epochs", "3", "--train.ema", "0.9", "--augment.mixup", "0.2", "--train.freeze", "1",
+           "--train.batch_size", "15", "--train.learning_rate", "0.0005", "--train.test_flip", "true")  # fmt: skip
+
+
+def test_two_processes_give_the_losses_of_one_and_only_one_of_them_logs(project):
+    before = len(runs(project, "train"))
+    ultrasound(project, "train", *OPTIONS)
+    launched = run_in(
+        project, "accelerate", "launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision",
+        "no", "--dynamo_backend", "no", "-m", "ultrasound", "train", *OPTIONS,
+    )  # fmt: skip
+    alone, together = runs(project, "train")[before:]
+    assert launched.stdout.count("run ") == 1
+    assert together.info.status == "FINISHED"
+    for metric in ("train/loss", "validation/loss"):
+        one, two = (client(project).get_metric_history(run.info.run_id, metric) for run in (alone, together))
+        assert len(one) == len(two) == 3
+        for left, right in zip(one, two, strict=True):
+            assert left.value == pytest.approx(right.value, abs=1e-4)
+    tables = [
+        pd.read_csv(client(project).download_artifacts(run.info.run_id, "tables/predictions_validation.csv"))
+        for run in (alone, together)
+    ]
+    assert tables[0]["image_id"].tolist() == tables[1]["image_id"].tolist()
+    assert (tables[0]["p_malignant"] - tables[1]["p_malignant"]).abs().max() < 1e-3
