@@ -35,8 +35,9 @@ from torch import nn
 from tqdm import tqdm
 
 from ultrasound import params as parameters
+from ultrasound.commands import VERIFIED
 from ultrasound.errors import InputError
-from ultrasound.images import catalog, prepared, splitting
+from ultrasound.images import catalog, prepared, splitting, verified
 from ultrasound.images.loading import Batches
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import backbone, fitting, recipe
@@ -176,7 +177,8 @@ def _prepare(data: Prepared, turns: int) -> None:
 
         def ours() -> float:
             started = time.perf_counter()
-            prepared.write(table, data.samples, data.preparation, Path(folder, "prepared"))
+            untouched = verified.untouched(VERIFIED)
+            prepared.write(table, data.samples, data.preparation, Path(folder, "prepared"), untouched)
             return len(table) / (time.perf_counter() - started)
 
         def pillow() -> float:

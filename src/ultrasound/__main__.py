@@ -83,7 +83,7 @@ class Verb(click.Command):
         try:
             importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given))
         except KeyboardInterrupt as stopped:
-            print(f"{stopped or 'stopped by Ctrl-C'}", file=sys.stderr)
+            print(str(stopped) or "stopped by Ctrl-C", file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -17,7 +17,7 @@ from tests.conftest import PROJECT, environment, run_in, ultrasound
 from tests.tracking.test_workflow import as_options, client, mlflow_run, runs
 
 KILLS = 20
-LONG = ("train.epochs=70", "train.ema=0.9", "train.freeze=2", "train.patience=70")
+LONG = ("train.epochs=140", "train.ema=0.9", "train.freeze=2", "train.patience=140")
 SLOW = ("train.epochs=40", "train.patience=40")
 
 
@@ -34,11 +34,17 @@ def losses(project, run, metric):
     return {point.step: point.value for point in found}, len(found)
 
 
+def newest(project, run_id):
+    """Epoch of the newest checkpoint, by its name."""
+    files = (project / "build/checkpoints" / run_id).glob("fold/epoch-*.pt")
+    return max((int(file.stem.partition("-")[2]) for file in files), default=0)
+
+
 def saved_epoch(project, run_id):
-    """The newest checkpoint, and that each one is readable."""
-    files = sorted((project / "build/checkpoints" / run_id).glob("fold/epoch-*.pt"))
-    states = [torch.load(file, weights_only=True) for file in files]
-    return max((state["numbers"]["epoch"] for state in states), default=0)
+    """The same of a run that has ended, and that each checkpoint is whole."""
+    for file in (project / "build/checkpoints" / run_id).glob("fold/epoch-*.pt"):
+        assert file.name == f"epoch-{torch.load(file, weights_only=True)['numbers']['epoch']:05d}.pt"
+    return newest(project, run_id)
 
 
 def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path):
@@ -46,7 +52,7 @@ def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path)
     undisturbed = runs(other, "train")[0]
     code = [sys.executable, str(PROJECT / "tests/fault/forked.py"), str(other), "train", *as_options(LONG)]
     random.seed(0)
-    lost = []
+    lost, saved, run = [], 0, undisturbed
     with subprocess.Popen(
         code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(PYTHONPATH=str(PROJECT / "src"))
     ) as server:
@@ -59,16 +65,17 @@ def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path)
 
         for kill in range(KILLS):
             pid = start()
-            before = saved_epoch(other, runs(other, "train")[1].info.run_id) if kill else 0
-            wanted = before + random.randint(0, 2)
-            while kill and saved_epoch(other, runs(other, "train")[1].info.run_id) < wanted:
-                time.sleep(0.02)
-            time.sleep(random.uniform(0, 0.8) if kill else 2.5)
+            if kill:  # anywhere: before the first step, in an epoch, while a checkpoint is written
+                wanted = saved + random.randint(0, 2)
+                while newest(other, run.info.run_id) < wanted:
+                    time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.2) if kill else 3)
             os.kill(pid, signal.SIGKILL)
             assert server.stdout.readline().strip() == str(-signal.SIGKILL)
             run = runs(other, "train")[1]
             logged = max(losses(other, run, "train/loss")[0], default=0)
-            lost.append(logged - saved_epoch(other, run.info.run_id))
+            saved = saved_epoch(other, run.info.run_id)
+            lost.append(logged - saved)
         assert start()
         assert server.stdout.readline().strip() == "0", (other / "build/killed.log").read_text()[-3000:]
         server.stdin.close()
@@ -129,16 +136,19 @@ def test_a_stopped_training_closes_its_run_and_the_same_command_continues_it(oth
     assert "continuing" not in anew
 
 
-def test_mlflow_run_continues_the_run_that_was_killed_and_leaves_no_empty_one(other: Path):
+def test_mlflow_run_continues_the_run_that_was_killed_and_leaves_a_signpost(other: Path):
     options = (*SLOW, "train.seed=7")
     process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *as_options(options))
     process.kill()
     process.communicate()
     assert client(other).get_run(run_id).info.status == "RUNNING"  # nobody could tell
-    count = len(client(other).search_runs(["0"]))
+    before = {run.info.run_id for run in client(other).search_runs(["0"])}
     mlflow_run(other, "train", *options)
     assert client(other).get_run(run_id).info.status == "FINISHED"
-    assert len(client(other).search_runs(["0"])) == count
+    (signpost,) = [run for run in client(other).search_runs(["0"]) if run.info.run_id not in before]
+    assert signpost.data.tags["continued_run"] == run_id
+    assert signpost.info.status == "FINISHED"
+    assert not signpost.data.metrics
 
 
 def test_dead_runs_are_closed_at_the_next_start_and_live_ones_are_not(other: Path):

@@ -5,6 +5,7 @@ from pathlib import Path
 DATA = Path("data")  # the published release, pinned by data.dvc
 BUILD = Path("build")  # everything that a stage makes
 CATALOG = BUILD / "catalog.csv"
+VERIFIED = BUILD / "verified.json"  # of this machine, no output of a stage
 SPLITS = BUILD / "splits.csv"
 DUPLICATES = BUILD / "duplicates.csv"
 TEST_SET = BUILD / "test_set.csv"

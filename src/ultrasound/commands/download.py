@@ -4,8 +4,8 @@ Run by `dvc repro`, or alone: `python -m ultrasound download`. BUSI comes from d
 archive that BUSI_ARCHIVE names, else from the mirrors.
 """
 
-from ultrasound.commands import BUILD, CATALOG, DATA
-from ultrasound.images import annotations, catalog, sources
+from ultrasound.commands import BUILD, CATALOG, DATA, VERIFIED
+from ultrasound.images import annotations, catalog, sources, verified
 from ultrasound.params import Params
 
 SECTIONS = ("data", "download")
@@ -17,6 +17,7 @@ def run(params: Params) -> None:
     table = annotations.annotate(catalog.table(release.folder.as_posix(), release.files))
     BUILD.mkdir(exist_ok=True)
     table.to_csv(CATALOG, index=False)
+    verified.note((f"{release.folder.as_posix()}/{file.path}" for file in release.files), VERIFIED)
     counts = table["label"].value_counts()
     classes = ", ".join(f"{counts[label]} {label}" for label in params.data.classes)
     print(f"{params.data.source}: {len(release.files)} files verified, {len(table)} images ({classes})")

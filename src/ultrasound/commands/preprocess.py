@@ -3,8 +3,8 @@
 Run by `dvc repro`, or alone: `python -m ultrasound preprocess`. Training reads these arrays and nothing else.
 """
 
-from ultrasound.commands import CATALOG, PREPARED, SPLITS
-from ultrasound.images import catalog, prepared, splitting
+from ultrasound.commands import CATALOG, PREPARED, SPLITS, VERIFIED
+from ultrasound.images import catalog, prepared, splitting, verified
 from ultrasound.images.preparation import Preparation
 from ultrasound.params import Params
 
@@ -14,7 +14,8 @@ SECTIONS = ("preprocess",)
 def run(params: Params) -> None:
     """Read catalogue and split, write the prepared arrays."""
     table, splits = catalog.read(CATALOG), splitting.read(SPLITS)
-    made = prepared.write(table, splits, Preparation(params.preprocess.size, params.preprocess.crop), PREPARED)
+    preparation = Preparation(params.preprocess.size, params.preprocess.crop)
+    made = prepared.write(table, splits, preparation, PREPARED, verified.untouched(VERIFIED))
     size = made.preparation.size
     print(f"{len(made.samples)} images of {size}x{size} pixels in {PREPARED}/; data {made.data_digest}, "
           f"split {made.split_digest}")  # fmt: skip

@@ -106,6 +106,8 @@ def open_image(source: Path | bytes, name: str = "image") -> Image.Image:
         raise InputError(f"{name} is damaged or truncated: its pixels cannot be decoded") from None
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    if image.mode == "1":
+        return image.convert("L")
     return image if image.mode == "L" else image.convert("RGB")
 
 

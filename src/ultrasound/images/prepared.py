@@ -8,7 +8,7 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,12 +47,19 @@ class Prepared(NamedTuple):
         return np.flatnonzero(chosen)
 
 
-def write(table: pd.DataFrame, splits: pd.DataFrame, preparation: Preparation, folder: Path) -> Prepared:
+def write(
+    table: pd.DataFrame,
+    splits: pd.DataFrame,
+    preparation: Preparation,
+    folder: Path,
+    verified: frozenset[str] = frozenset(),
+) -> Prepared:
     """Prepare every image of the catalogue with one process a core, and save all as `folder`, which is replaced.
 
     Args:
         table: the catalogue.
         splits: the split of the same images, in the same order.
+        verified: files whose pixels are known to be those of the catalogue; all others are hashed.
 
     Raises:
         InputError: the two tables differ, or a file has changed since the download stage verified it.
@@ -65,15 +72,13 @@ def write(table: pd.DataFrame, splits: pd.DataFrame, preparation: Preparation, f
     unfinished.mkdir(parents=True)
     shape = (len(table), preparation.size, preparation.size)
     try:
-        images = np.lib.format.open_memmap(unfinished / "images.npy", "w+", np.uint8, shape)
-        masks = np.lib.format.open_memmap(unfinished / "masks.npy", "w+", np.bool_, shape)
-        jobs = [(preparation, row) for row in table.to_dict("records")]
-        with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for name, kind in (("images", np.uint8), ("masks", np.bool_)):
+            np.lib.format.open_memmap(unfinished / f"{name}.npy", "w+", kind, shape).flush()
+        jobs = [(preparation, *job) for job in enumerate(table.to_dict("records"))]
+        with ProcessPoolExecutor(os.cpu_count(), initializer=_open_arrays, initargs=(unfinished, verified)) as pool:
             results = pool.map(_prepare_one, jobs, chunksize=8)
-            for position, (image, mask) in enumerate(tqdm(results, "prepare", len(jobs), leave=False, disable=None)):
-                images[position], masks[position] = image, mask
-        images.flush()
-        masks.flush()
+            for _ in tqdm(results, "prepare", len(jobs), leave=False, disable=None):
+                pass
         splits.to_csv(unfinished / "samples.csv", index=False)
         facts = {
             "preparation": dataclasses.asdict(preparation),
@@ -108,16 +113,27 @@ def read(folder: Path) -> Prepared:
         raise InputError(f"{folder} is damaged ({error}): run `dvc repro --force preprocess`") from None
 
 
-def _prepare_one(job: tuple[Preparation, dict[str, str]]) -> tuple[Pixels, NDArray[np.bool_]]:
-    preparation, row = job
+_arrays: dict[str, NDArray[Any]] = {}  # in a worker, which writes its images itself
+_verified: frozenset[str] = frozenset()
+
+
+def _open_arrays(folder: Path, verified: frozenset[str]) -> None:
+    global _verified
+    _verified = verified
+    _arrays.update({name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("images", "masks")})
+
+
+def _prepare_one(job: tuple[Preparation, int, dict[str, str]]) -> None:
+    preparation, position, row = job
     image = _open_verified(row["image"], row["pixels"])
     pairs = zip(row["masks"].split(catalog.SEPARATOR), row["mask_pixels"].split(catalog.SEPARATOR), strict=True)
     masks = [_open_verified(file, pixels) for file, pixels in pairs if file]
-    return preparation.grey(image), preparation.mask(masks, image)
+    _arrays["images"][position] = preparation.grey(image)
+    _arrays["masks"][position] = preparation.mask(masks, image)
 
 
 def _open_verified(file: str, expected: str) -> Image.Image:
     image = open_image(Path(file), file)
-    if pixel_hash(image) != expected:
+    if file not in _verified and pixel_hash(image) != expected:
         raise InputError(f"{file} has changed since it was verified: restore it, or run `dvc repro --force download`")
     return image

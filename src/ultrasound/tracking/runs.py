@@ -99,7 +99,7 @@ def run(
     with contextlib.ExitStack() as held:
         unfinished = _unfinished(resume, held) if resume else None
         if unfinished:
-            _set_aside(os.environ.pop("MLFLOW_RUN_ID", None), unfinished)
+            _point_to(unfinished, os.environ.pop("MLFLOW_RUN_ID", None))
         active = mlflow.start_run(unfinished, run_name=name, log_system_metrics=True, tags=marks)
         run_id = active.info.run_id
         if resume and not unfinished:
@@ -318,13 +318,13 @@ def _lock(folder: Path, held: contextlib.ExitStack) -> bool:
     return True
 
 
-def _set_aside(made: str | None, continued: str) -> None:
-    """Delete the run that `mlflow run` has made, as another one is continued."""
+def _point_to(continued: str, made: str | None) -> None:
+    """Make the run that `mlflow run` has made a signpost to the one that is continued; MLflow closes it itself."""
     if made and made != continued:
         client = mlflow.MlflowClient()
+        client.update_run(made, name="signpost")
         client.set_tag(made, "continued_run", continued)
-        client.set_terminated(made, "KILLED")
-        client.delete_run(made)
+        client.set_tag(made, "mlflow.note.content", f"Holds nothing: this command continued run {continued}.")
 
 
 def _child_of(parent: Run, name: str) -> Run | None:
