@@ -40,7 +40,7 @@ from ultrasound.errors import InputError
 from ultrasound.images import catalog, prepared, splitting, verified
 from ultrasound.images.loading import Batches
 from ultrasound.images.prepared import Prepared
-from ultrasound.learning import backbone, fitting, recipe
+from ultrasound.learning import backbone, fitting, memory, recipe
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.params import Params
@@ -75,8 +75,12 @@ def main() -> None:
 
 
 def _train(params: Params, data: Prepared, steps: int, turns: int) -> None:
+    size = params.train.batch_size if isinstance(params.train.batch_size, int) else memory.LARGEST_BATCH
+    untuned: dict[str, tuple[float, float, float]] = {}
+    if not torch.cuda.is_available():  # before the next line tells the C library to keep freed memory
+        limit = _limit(params, data, Accelerator(cpu=True), size, steps)
+        untuned = _by_turns({"limit, memory given back": limit}, turns)
     device = fitting.accelerator(params.train)
-    size = params.train.batch_size if isinstance(params.train.batch_size, int) else fitting.LARGEST_BATCH
     print(f"training on {device.device} in {_precision(device)}, batches of {size}, {steps} steps a turn")
     with tempfile.TemporaryDirectory() as folder:
         kinds = {
@@ -85,9 +89,9 @@ def _train(params: Params, data: Prepared, steps: int, turns: int) -> None:
             "timm": _timm(params, data, device, size, steps, Path(folder, "images")),
         }
         speed = _by_turns(kinds, turns)
-    _print(speed, "images/s")
-    ours, limit, timms = (speed[name][0] for name in ("ours", "limit", "timm"))
-    print(f"ours / limit {ours / limit:.3f}, ours / timm {ours / timms:.2f}")
+    _print(untuned | speed, "images/s")
+    ours = speed["ours"][0]
+    print(f"ours / limit {ours / speed['limit'][0]:.3f}, ours / timm {ours / speed['timm'][0]:.2f}")
 
 
 def _network(params: Params) -> Network:
@@ -229,7 +233,7 @@ def _by_turns(kinds: dict[str, Turn], turns: int) -> dict[str, tuple[float, floa
 
 def _print(found: dict[str, tuple[float, float, float]], unit: str) -> None:
     for name, (middle, least, most) in found.items():
-        print(f"  {name:<10} {middle:>9.2f} {unit} ({least:.2f} to {most:.2f})")
+        print(f"  {name:<26} {middle:>9.2f} {unit} ({least:.2f} to {most:.2f})")
 
 
 def _machine() -> str:

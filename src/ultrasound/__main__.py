@@ -79,11 +79,12 @@ class Verb(click.Command):
                     f"{key} belongs to the data stages, which {self.name} does not run: "
                     "set it in params.yaml, then `dvc repro`"
                 )
-        signal.signal(signal.SIGTERM, _stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop)
         try:
             importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given))
         except KeyboardInterrupt as stopped:
-            print(str(stopped) or "stopped by Ctrl-C", file=sys.stderr)
+            print(stopped, file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -105,7 +106,12 @@ class Verb(click.Command):
 
 
 def _stop(number: int, frame: Any) -> None:
-    raise Terminated("stopped by SIGTERM")
+    # `mlflow run` answers Ctrl-C, which its child has heard too, with SIGTERM: once is enough.
+    for every in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(every, signal.SIG_IGN)
+    if number == signal.SIGTERM:
+        raise Terminated("stopped by SIGTERM")
+    raise KeyboardInterrupt("stopped by Ctrl-C")
 
 
 def _short(value: Any) -> str:

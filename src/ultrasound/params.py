@@ -83,6 +83,7 @@ class Preprocess(Section):
 
     size: int = Field(ge=32, le=1024, description="side of the prepared square images, pixels")
     crop: bool = Field(description="cut off black borders and scanner rulers first")
+    fit: Literal["pad", "stretch"] = Field(description="into the square: keep the shape and pad with black, or stretch")
 
 
 class Model(Section):
@@ -134,7 +135,7 @@ class Train(Section):
     layer_decay: float = Field(gt=0, le=1, description="learning rate of each layer, times that of the layer after it")
     weight_decay: float = Field(ge=0, le=1, description="decay of weights, not of biases and norms")
     schedule: Literal["cosine", "plateau", "constant"] = Field(description="course of the learning rate after warm-up")
-    warmup: float = Field(ge=0, le=50, description="epochs of linear warm-up, after the frozen ones")
+    warmup: float = Field(ge=0, le=50, description="epochs of linear warm-up after the frozen ones")
     label_smoothing: Share = Field(description="share of each target that is spread over all classes")
     class_weights: Literal["auto", "none"] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
         description="weights of the classes in the loss: auto = inverse frequency, none, or a number a class"

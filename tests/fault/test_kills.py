@@ -15,6 +15,7 @@ import torch
 
 from tests.conftest import PROJECT, environment, run_in, ultrasound
 from tests.tracking.test_workflow import as_options, client, mlflow_run, runs
+from ultrasound.learning import backbone
 
 KILLS = 20
 LONG = ("train.epochs=140", "train.ema=0.9", "train.freeze=2", "train.patience=140")
@@ -119,6 +120,8 @@ def test_a_stopped_training_closes_its_run_and_the_same_command_continues_it(oth
     options = as_options((*SLOW, f"train.seed={code}"))
     process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *options)
     process.send_signal(number)
+    time.sleep(0.2)
+    process.terminate()  # as `mlflow run` does on Ctrl-C; it must not disturb the end
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert errors.strip().endswith(word)
@@ -170,6 +173,18 @@ def test_dead_runs_are_closed_at_the_next_start_and_live_ones_are_not(other: Pat
     assert client(other).get_run(running).info.status == "FINISHED"
 
 
+def test_a_loss_that_is_not_finite_fails_the_run_with_epoch_batch_and_rate(other: Path):
+    weights = backbone.create("test_resnet", "none", 3, 16, 0.0).backbone.state_dict()
+    weights["conv1.0.weight"][:] = float("nan")
+    torch.save(weights, other / "build/broken.pth")
+    failed = ultrasound(other, "train", "--model.weights", "build/broken.pth", expect=1)
+    told = "the loss is nan in epoch 1, batch 1, at learning rate"
+    assert told in failed.stderr and "Traceback" not in failed.stderr
+    run = runs(other, "train")[-1]
+    assert run.info.status == "FAILED"
+    assert told in run.data.tags["failure"]
+
+
 def test_without_resume_a_killed_run_is_left_as_it_is(other: Path):
     options = as_options((*SLOW, "train.seed=10"))
     process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *options)
@@ -186,8 +201,10 @@ def test_folds_that_are_done_are_not_trained_again(other: Path):
     deadline = time.monotonic() + 120
     while not list((other / "build/checkpoints" / parent / "fold-1").glob("e*.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.kill()
+    process.terminate()
     process.communicate()
+    family = [client(other).get_run(parent), *(run for run in runs(other, "fold") if run.info.status != "FINISHED")]
+    assert [run.info.status for run in family] == ["KILLED", "KILLED"]
     ultrasound(other, "train", *options)
     children = [run for run in runs(other, "fold") if run.data.tags["mlflow.parentRunId"] == parent]
     assert sorted(run.info.run_name for run in children) == ["fold-0", "fold-1", "fold-2"]

@@ -176,6 +176,28 @@ def test_any_image_becomes_a_grey_square_of_the_wanted_size_and_keeps_its_bright
         assert np.unique(prepared).tolist() == [level]
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(32, 80), st.integers(1, 255))
+def test_padding_keeps_the_shape_of_the_scan_and_puts_it_in_the_middle(width, height, size, level):
+    prepared = Preparation(size, fit="pad").grey(Image.new("L", (width, height), level))
+    assert prepared.shape == (size, size)
+    assert set(np.unique(prepared)) <= {0, level}
+    rows, columns = np.flatnonzero(prepared.any(axis=1)), np.flatnonzero(prepared.any(axis=0))
+    assert max(len(rows), len(columns)) == size
+    assert len(rows) == pytest.approx(size * height / max(width, height), abs=1)
+    assert len(columns) == pytest.approx(size * width / max(width, height), abs=1)
+    for places in (rows, columns):
+        assert abs(places[0] - (size - 1 - places[-1])) <= 1
+
+
+def test_image_and_mask_stay_aligned_when_padded():
+    _, mask = SCANS["benign"]
+    image = Image.new("L", mask.size, 100)
+    image.paste(250, mask=mask)
+    preparation = Preparation(128, fit="pad")
+    assert ((preparation.grey(image) > 175) == preparation.mask([mask], image)).mean() > 0.99
+
+
 def test_preparation_is_deterministic_and_the_same_from_bytes_and_path(tmp_path):
     for name, image in (("grey.png", GREY), ("colour.png", COLOUR), ("scan.jpg", GREY)):
         Image.fromarray(image).save(tmp_path / name)

@@ -147,7 +147,7 @@ def test_the_preprocess_stage_crops_if_asked(table, tmp_path, monkeypatch, crop)
     table.to_csv(CATALOG, index=False)
     splits_of(table).to_csv(SPLITS, index=False)
     preprocess.run(parameters)
-    assert prepared.read(PREPARED).preparation == Preparation(32, crop)
+    assert prepared.read(PREPARED).preparation == Preparation(32, crop, "pad")
 
 
 def test_what_was_prepared_before_there_was_a_crop_is_read(damaged):

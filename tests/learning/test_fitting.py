@@ -1,13 +1,17 @@
+import weakref
+from typing import ClassVar
+
 import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 
 from tests.conftest import PROJECT
 from ultrasound import params
 from ultrasound.errors import InputError, ParameterError
 from ultrasound.images.loading import Batches
-from ultrasound.learning import backbone, classifier, fitting
+from ultrasound.learning import backbone, classifier, fitting, memory
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.scoring import metrics
 
@@ -183,6 +187,40 @@ def test_the_last_epoch_is_kept_where_that_is_asked_for_or_nothing_validates(str
     assert results[-1].train["loss"] < results[0].train["loss"]
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_nothing_stops_a_training_that_has_no_images_to_validate(stripes, schedule):
+    results = list(fit(stripes, epochs=6, patience=2, schedule=schedule, validate=False, until=5)[1])
+    assert [result.epoch for result in results] == [1, 2, 3, 4, 5]
+    if schedule == "plateau":
+        assert len({result.learning_rate for result in results}) == 1
+
+
+def test_frozen_epochs_do_not_count_as_a_plateau(stripes):
+    results = list(fit(stripes, epochs=8, freeze=6, patience=2, learning_rate=1e-9, schedule="plateau")[1])
+    assert len(results) == 8
+    assert results[5].learning_rate == results[0].learning_rate
+
+
+def test_weights_that_the_last_step_of_an_epoch_breaks_are_no_checkpoint(stripes, tmp_path, monkeypatch):
+    network = backbone.create("test_resnet", "none", 3, 16, 0.1)
+    _, results, _ = fit(stripes, network, folder=tmp_path, epochs=3)
+    next(results)
+
+    def step_and_break(self, *arguments, **options):
+        done = original(self, *arguments, **options)
+        steps.append(1)
+        if len(steps) == 4:  # the last of the second epoch
+            with torch.no_grad():
+                network.head[-1].bias.fill_(float("inf"))
+        return done
+
+    original, steps = AcceleratedOptimizer.step, []
+    monkeypatch.setattr(AcceleratedOptimizer, "step", step_and_break)
+    with pytest.raises(fitting.DivergedError, match="no longer finite after epoch 2"):
+        next(results)
+    assert Checkpoints(tmp_path).load()["numbers"]["epoch"] == 1
+
+
 def test_the_moving_average_is_what_is_validated_and_kept(stripes):
     network, results, validation = fit(stripes, epochs=5, ema=0.8, choose="last")
     averaged = list(results)[-1]
@@ -210,21 +248,43 @@ def test_clipping_bounds_what_a_step_can_change(stripes):
     assert tight < free / 2
 
 
-class OutOfMemory(backbone.Network):
-    """Stands for a GPU that holds the activations of at most five images."""
+class Limited(torch.autograd.Function):
+    """Stands for a GPU that holds the activations of at most five images, forward or backward, and of one batch."""
+
+    alive: ClassVar = weakref.WeakSet()
+
+    @staticmethod
+    def forward(ctx, images, where):
+        ctx.where, ctx.count = where, len(images)
+        if (where == "forward" and len(images) > 5) or len(Limited.alive) > 1:
+            raise torch.OutOfMemoryError
+        result = images.clone()
+        Limited.alive.add(ctx)
+        return result
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.where == "backward" and ctx.count > 5:
+            raise torch.OutOfMemoryError
+        return gradient, None
+
+
+class SmallGpu(backbone.Network):
+    where = "forward"
 
     def features(self, images):
-        if len(images) > 5 and self.training:
-            raise torch.OutOfMemoryError
-        return super().features(images)
+        features = super().features(images)
+        return Limited.apply(features, self.where) if self.training else features
 
 
-def test_too_large_a_batch_is_answered_with_one_that_fits(stripes):
-    network = OutOfMemory("test_resnet", 3, 16, 0.1)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_too_large_a_batch_is_answered_with_one_that_fits(stripes, where):
+    network = SmallGpu("test_resnet", 3, 16, 0.1)
+    network.where = where
     with pytest.raises(InputError, match=r"too small for train.batch_size=8: 4 would fit, or set it to auto"):
         next(fit(stripes, network)[1])
     AcceleratorState._reset_state(reset_partial_state=True)
-    assert fitting.batch_that_fits(network, 32, fitting.accelerator(settings().train)) == 4
+    assert memory.batch_that_fits(network, 32, fitting.accelerator(settings().train)) == 4
 
 
 def test_compiled_steps_learn_the_same(stripes):
@@ -235,4 +295,4 @@ def test_compiled_steps_learn_the_same(stripes):
         results = fit(stripes, network, epochs=2, learning_rate=1e-4, compile=compiled)[1]
         losses.append([result.train["loss"] for result in results])
     assert losses[1] == pytest.approx(losses[0], abs=1e-3)
-    assert losses[1] != losses[0]  # so it was compiled
+    assert network._compiled_call_impl is not None

@@ -26,7 +26,7 @@ def images():
 def test_features_are_what_the_head_of_the_network_is_given(network, images):
     found = probe.features(network, images, batch=8)
     given = []
-    hook = network.head.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    hook = network.head[0].register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
     with torch.inference_mode():
         network.eval()(torch.from_numpy(images).unsqueeze(1).float() / 255)
     hook.remove()

@@ -18,7 +18,7 @@ def with_space(**space):
         ("train.learning_rat", {"low": 0.001, "high": 0.1}, "did you mean train.learning_rate?"),
         ("train.batch_size", {"low": 1, "high": 64}, "train.batch_size=1"),
         ("train.schedule", {"choices": ["cosine", "linear"]}, "train.schedule='linear'"),
-        ("train.fold", {"choices": [0, 1]}, "train.fold cannot be searched"),
+        ("train.folds", {"choices": [0, 1]}, "train.folds cannot be searched"),
         ("train.seed", {"choices": [0, 1]}, "train.seed cannot be searched"),
         ("split.seed", {"choices": [0, 1]}, "split.seed cannot be searched"),
         ("preprocess.size", {"choices": [64, 128]}, "preprocess.size cannot be searched"),
@@ -51,5 +51,5 @@ def test_what_trials_share_names_the_rest_and_the_space():
     loaded = with_space(**{"train.learning_rate": {"low": 0.0001, "high": 0.01}})
     shared = search_space.fixed_values(loaded)
     assert "train.learning_rate" not in shared
-    assert shared["train.fold"] == 0
+    assert shared["train.folds"] == 0
     assert shared["tune.space.train.learning_rate"]["high"] == 0.01

@@ -17,7 +17,7 @@ def run(params: Params) -> None:
     table = annotations.annotate(catalog.table(release.folder.as_posix(), release.files))
     BUILD.mkdir(exist_ok=True)
     table.to_csv(CATALOG, index=False)
-    verified.note((f"{release.folder.as_posix()}/{file.path}" for file in release.files), VERIFIED)
+    verified.note({f"{release.folder.as_posix()}/{file.path}": file.pixels for file in release.files}, VERIFIED)
     counts = table["label"].value_counts()
     classes = ", ".join(f"{counts[label]} {label}" for label in params.data.classes)
     print(f"{params.data.source}: {len(release.files)} files verified, {len(table)} images ({classes})")

@@ -14,7 +14,7 @@ SECTIONS = ("preprocess",)
 def run(params: Params) -> None:
     """Read catalogue and split, write the prepared arrays."""
     table, splits = catalog.read(CATALOG), splitting.read(SPLITS)
-    preparation = Preparation(params.preprocess.size, params.preprocess.crop)
+    preparation = Preparation(**params.preprocess.model_dump())
     made = prepared.write(table, splits, preparation, PREPARED, verified.untouched(VERIFIED))
     size = made.preparation.size
     print(f"{len(made.samples)} images of {size}x{size} pixels in {PREPARED}/; data {made.data_digest}, "

@@ -12,6 +12,7 @@ from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.processes import is_main
 from ultrasound.params import Params, flatten
 from ultrasound.tracking import provenance, runs, training
+from ultrasound.tracking.resume import Resume
 from ultrasound.tracking.training import CrossValidation, Trained
 
 SECTIONS = ("model", "augment", "train")
@@ -25,7 +26,7 @@ def run(params: Params) -> None:
     report = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     values = flatten(params, ("data", "split", "preprocess", *SECTIONS))
-    resume = runs.Resume(provenance.resume_key("train", values, tags), CHECKPOINTS) if params.train.resume else None
+    resume = Resume(provenance.resume_key("train", values, tags), CHECKPOINTS) if params.train.resume else None
     with runs.run("train", f"train-{params.model.name}", values, tags, resume) as run_id:
         runs.log_file(report)
         training.log_examples(params, data)

@@ -41,7 +41,8 @@ class Batches:
         resident: bool | None = None,
     ) -> None:
         self.rows = np.arange(len(targets)) if rows is None else rows
-        self.targets = torch.from_numpy(np.asarray(targets)[self.rows]).to(device)
+        self._targets = torch.from_numpy(np.asarray(targets)[self.rows])
+        self.targets = self._targets.to(device)
         self.batch_size, self.device = batch_size, device
         size = len(self.rows) * int(np.prod(images.shape[1:]))
         if resident is None:
@@ -75,10 +76,10 @@ class Batches:
             yield self._resident[chosen], self.targets[chosen]
 
     def _read(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        images = torch.from_numpy(self._source[self.rows[chosen.numpy()]]).unsqueeze(1)
-        if self.device.type == "cuda":
-            images = images.pin_memory()  # so that the copy does not hold up the device
-        return images.to(self.device, non_blocking=True), self.targets[chosen.to(self.device)]
+        images, targets = torch.from_numpy(self._source[self.rows[chosen.numpy()]]).unsqueeze(1), self._targets[chosen]
+        if self.device.type == "cuda":  # so that the copies do not hold up the device
+            images, targets = images.pin_memory(), targets.pin_memory()
+        return images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
 
 def _ahead(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

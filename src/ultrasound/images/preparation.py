@@ -38,10 +38,12 @@ class Preparation:
     Attributes:
         size: side of the square result, pixels.
         crop: whether black borders and scanner rulers are cut off first, see `content_box`.
+        fit: `pad` keeps the shape and fills the square with black on both sides, `stretch` does not.
     """
 
     size: int
     crop: bool = False
+    fit: str = "stretch"  # what classifiers did that do not say
 
     def image(self, source: Path | bytes, name: str = "image") -> Pixels:
         """Decode and prepare one image: (size, size) uint8, grey.
@@ -52,8 +54,8 @@ class Preparation:
         return self.grey(open_image(source, name))
 
     def grey(self, image: Image.Image) -> Pixels:
-        """Prepare a decoded image: (size, size) uint8. The aspect ratio is not kept."""
-        return np.asarray(self._fit(image.convert("L"), self._box(image), Image.Resampling.BILINEAR))
+        """Prepare a decoded image: (size, size) uint8."""
+        return np.asarray(self._square(image.convert("L"), self._box(image), Image.Resampling.BILINEAR))
 
     def mask(self, masks: Sequence[Image.Image], image: Image.Image) -> NDArray[np.bool_]:
         """Merge the masks of `image` by OR, crop them as it is cropped, and resize: (size, size) bool.
@@ -63,15 +65,22 @@ class Preparation:
         merged = np.zeros((image.height, image.width), dtype=bool)
         for mask in masks:
             merged |= lesion(mask)
-        fitted = self._fit(Image.fromarray(merged).convert("L"), self._box(image), Image.Resampling.BOX)
+        fitted = self._square(Image.fromarray(merged).convert("L"), self._box(image), Image.Resampling.BOX)
         return np.asarray(fitted) > MASK_THRESHOLD
 
     def _box(self, image: Image.Image) -> Box | None:
         return content_box(np.asarray(image.convert("L"))) if self.crop else None
 
-    def _fit(self, image: Image.Image, box: Box | None, resampling: Image.Resampling) -> Image.Image:
+    def _square(self, image: Image.Image, box: Box | None, resampling: Image.Resampling) -> Image.Image:
         # Cropped before it is resized, so that no pixel of the border is mixed in.
-        return (image.crop(box) if box else image).resize((self.size, self.size), resampling)
+        scan = image.crop(box) if box else image
+        if self.fit == "stretch":
+            return scan.resize((self.size, self.size), resampling)
+        scale = self.size / max(scan.size)
+        width, height = (max(1, round(scale * side)) for side in scan.size)
+        square = Image.new("L", (self.size, self.size))
+        square.paste(scan.resize((width, height), resampling), ((self.size - width) // 2, (self.size - height) // 2))
+        return square
 
 
 def open_image(source: Path | bytes, name: str = "image") -> Image.Image:

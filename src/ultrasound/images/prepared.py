@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,14 +53,14 @@ def write(
     splits: pd.DataFrame,
     preparation: Preparation,
     folder: Path,
-    verified: frozenset[str] = frozenset(),
+    verified: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Prepare every image of the catalogue with one process a core, and save all as `folder`, which is replaced.
 
     Args:
         table: the catalogue.
         splits: the split of the same images, in the same order.
-        verified: files whose pixels are known to be those of the catalogue; all others are hashed.
+        verified: file -> its pixel hash, where that is known; all others are hashed.
 
     Raises:
         InputError: the two tables differ, or a file has changed since the download stage verified it.
@@ -75,7 +76,9 @@ def write(
         for name, kind in (("images", np.uint8), ("masks", np.bool_)):
             np.lib.format.open_memmap(unfinished / f"{name}.npy", "w+", kind, shape).flush()
         jobs = [(preparation, *job) for job in enumerate(table.to_dict("records"))]
-        with ProcessPoolExecutor(os.cpu_count(), initializer=_open_arrays, initargs=(unfinished, verified)) as pool:
+        with ProcessPoolExecutor(
+            os.cpu_count(), initializer=_open_arrays, initargs=(unfinished, verified or {})
+        ) as pool:
             results = pool.map(_prepare_one, jobs, chunksize=8)
             for _ in tqdm(results, "prepare", len(jobs), leave=False, disable=None):
                 pass
@@ -114,10 +117,10 @@ def read(folder: Path) -> Prepared:
 
 
 _arrays: dict[str, NDArray[Any]] = {}  # in a worker, which writes its images itself
-_verified: frozenset[str] = frozenset()
+_verified: Mapping[str, str] = {}
 
 
-def _open_arrays(folder: Path, verified: frozenset[str]) -> None:
+def _open_arrays(folder: Path, verified: Mapping[str, str]) -> None:
     global _verified
     _verified = verified
     _arrays.update({name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("images", "masks")})
@@ -134,6 +137,6 @@ def _prepare_one(job: tuple[Preparation, int, dict[str, str]]) -> None:
 
 def _open_verified(file: str, expected: str) -> Image.Image:
     image = open_image(Path(file), file)
-    if file not in _verified and pixel_hash(image) != expected:
+    if (_verified.get(file) or pixel_hash(image)) != expected:
         raise InputError(f"{file} has changed since it was verified: restore it, or run `dvc repro --force download`")
     return image

@@ -1,4 +1,4 @@
-"""Which files have not been touched since their pixels were verified, so that they need not be hashed again.
+"""Pixels that were verified here, so that a file that was not touched since need not be hashed again.
 
 As git and DVC do, a file whose size and time of change are those that were noted counts as unchanged.
 """
@@ -6,25 +6,24 @@ As git and DVC do, a file whose size and time of change are those that were note
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 
-def note(files: Iterable[str], notes: Path) -> None:
-    """Note that `files` are as the catalogue says; what was noted before is forgotten."""
-    notes.write_text(json.dumps({file: _state(file) for file in files}))
+def note(pixels: Mapping[str, str], notes: Path) -> None:
+    """Note the pixel hashes of files; what was noted before is forgotten."""
+    notes.write_text(json.dumps({file: [value, *_state(file)] for file, value in pixels.items()}))
 
 
-def untouched(notes: Path) -> frozenset[str]:
-    """The files that are as they were when they were noted; none if nothing was noted here."""
-    if not notes.is_file():
-        return frozenset()
-    return frozenset(file for file, state in json.loads(notes.read_text()).items() if _state(file) == state)
+def untouched(notes: Path) -> dict[str, str]:
+    """File -> pixel hash, of the files that are as they were when they were noted; empty if nothing was noted here."""
+    noted = json.loads(notes.read_text()) if notes.is_file() else {}
+    return {file: value for file, (value, *state) in noted.items() if state == _state(file)}
 
 
-def _state(file: str) -> list[int] | None:
+def _state(file: str) -> list[int]:
     try:
         stat = Path(file).stat()
     except OSError:
-        return None
+        return []
     return [stat.st_size, stat.st_mtime_ns]

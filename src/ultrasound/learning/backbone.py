@@ -1,4 +1,4 @@
-"""A timm backbone with ImageNet or other weights, and the dense head with dropout: the only importer of timm."""
+"""A timm backbone with ImageNet or other weights, and the dense head with dropout."""
 
 from __future__ import annotations
 

@@ -68,11 +68,6 @@ class Checkpoints:
             return state
         return None
 
-    def clear(self) -> None:
-        """Remove the folder; for when the training has ended and its result is safe."""
-        self.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("epoch-*.pt"), reverse=True)
 

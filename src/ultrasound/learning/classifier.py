@@ -108,6 +108,8 @@ def load(folder: Path) -> Classifier:
     """
     try:
         facts = json.loads((folder / "classifier.json").read_text())
+        if "members" not in facts:
+            raise InputError(f"the classifier in {folder} was saved by an older version of this project: train anew")
         members = [Network(**facts["architecture"]) for _ in range(facts["members"])]
         network = Ensemble(members, flip=facts["flip"])
         network.load_state_dict(load_file(folder / "weights.safetensors"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +17,16 @@ from torch import Tensor, nn
 from ultrasound.errors import InputError, ParameterError
 from ultrasound.images.augmentation import Augmentation
 from ultrasound.images.loading import Batches
-from ultrasound.learning import processes, recipe
+from ultrasound.learning import memory, processes, recipe
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.classifier import Ensemble, softmax
 from ultrasound.params import Augment, Train
 
+MONITOR = "macro_f1"  # the validation metric that chooses the epoch
+REMEDY = "lower train.learning_rate, or set train.clip=1"
 # (class numbers (n,), probabilities (n, classes)) -> metrics by name
 Score = Callable[[NDArray[np.int64], NDArray[np.float64]], Mapping[str, float]]
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
-LARGEST_BATCH = 32  # of train.batch_size=auto: larger ones give small data too few steps
 
 
 class DivergedError(InputError):
@@ -73,19 +70,10 @@ def accelerator(train: Train) -> Accelerator:
     precision = {"auto": "no" if use_cpu else "bf16", "fp32": "no"}.get(train.precision, train.precision)
     set_seed(train.seed)
     if use_cpu:
-        _keep_freed_memory()
+        memory.keep_freed()
+    else:
+        torch.backends.cudnn.benchmark = True  # shapes do not change
     return Accelerator(mixed_precision=precision, cpu=use_cpu)
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed: given back to the system, each step would have it faulted in again.
-
-    Measured on two cores: 1.7 times the images a second for ResNet50, at 5 % more memory (docs/benchmarks.md).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def fit(
@@ -97,7 +85,6 @@ def fit(
     score: Score,
     device: Accelerator,
     checkpoints: Checkpoints | None = None,
-    monitor: str = "macro_f1",
     until: int | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> Iterator[EpochResult]:
@@ -106,13 +93,12 @@ def fit(
     Every random number follows from seed, epoch and step, and every epoch ends with a checkpoint. A call that finds
     checkpoints yields their epochs again, then goes on after them as if it had never been stopped.
 
-    Training stops early after `settings.patience` epochs without a better `monitor` on the validation images, if
+    Training stops early after `settings.patience` epochs without a better `MONITOR` on the validation images, if
     the best epoch is to be chosen.
 
     Args:
         validation: None to train on all there is; the last epoch is kept then.
         score: turns class numbers and probabilities into metrics.
-        monitor: the validation metric that chooses the epoch; larger is better.
         until: the epoch to stop after, on the schedule of `settings.epochs`.
         on_step: called after every step, for a progress bar.
 
@@ -121,8 +107,9 @@ def fit(
         CheckpointError: a checkpoint cannot be written.
         InputError: the GPU's memory is too small for the batch.
     """
-    loop = _Loop(network, training, validation, settings, augment, score, device, monitor, on_step)
-    yield from loop.resume(processes.from_main(device, checkpoints.load() if checkpoints else None))
+    loop = _Loop(network, training, validation, settings, augment, score, device, on_step)
+    found = checkpoints.load() if checkpoints and device.is_main_process else None
+    yield from loop.resume(processes.from_main(device, found))
     try:
         while loop.epoch < (until or settings.epochs) and not loop.has_stalled:
             result = loop.run_epoch()
@@ -140,11 +127,11 @@ class _Loop:
 
     def __init__(
         self, network: Network, training: Batches, validation: Batches | None, settings: Train, augment: Augment,
-        score: Score, device: Accelerator, monitor: str, on_step: Callable[[], object],
+        score: Score, device: Accelerator, on_step: Callable[[], object],
     ) -> None:  # fmt: skip
         self.network, self.training, self.validation = network, training, validation
         self.settings, self.score, self.device = settings, score, device
-        self.monitor, self.on_step = monitor, on_step
+        self.on_step = on_step
         self.augmentation = Augmentation(augment)
         self.mixing = recipe.Mixing(augment, network.classes, settings.label_smoothing)
         self.weights = recipe.class_weights(training.targets, network.classes, settings.class_weights)
@@ -186,19 +173,20 @@ class _Loop:
             targets.append(target)
             self.on_step()
         watch.end()
-        loss = processes.summed(self.device, torch.stack(losses)).sum() / torch.stack(weights).sum().cpu()
+        loss = torch.stack(losses).sum() / torch.stack(weights).sum()
         seen = torch.cat(targets)
-        speed = len(seen) / (time.perf_counter() - started)  # the loss has waited for the device
-        train = {"loss": float(loss)}
+        train = {"loss": loss.item()}  # waits for the device, so the clock is right
+        speed = len(seen) / (time.perf_counter() - started)
         if not self.mixing.active:
             train |= self.score(_numpy(seen), softmax(processes.joined(self.device, logits)))
         validation, probabilities = self._validate()
-        is_best = bool(validation) and validation[self.monitor] > self.best
+        self._require_finite(validation, rate)
+        is_best = bool(validation) and validation[MONITOR] > self.best
         if is_best:
-            self.best, self.since_best = validation[self.monitor], 0
+            self.best, self.since_best = validation[MONITOR], 0
             if self.settings.choose == "best":
                 self.best_weights = _clone(self._answering().state_dict())
-        else:
+        elif validation and not self.frozen:  # no plateau before the backbone learns
             self.since_best += 1
             self.rates.no_better(self.since_best)
         result = EpochResult(self.epoch, train, validation, rate, speed, is_best, probabilities)
@@ -252,28 +240,42 @@ class _Loop:
         self.model = model
 
     def _step(self, images: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Learn from a batch, of which this process takes its rows: their loss, the batch's weight, their logits."""
-        rows, count = processes.share(self.device, len(images)), self.device.num_processes
-        weight = (shares * self.weights).sum()
+        """Learn from a batch, of which this process takes its rows: its loss and weight, the rows' logits."""
         try:
-            with self.device.autocast():
-                output = self.model(images[rows], rows.start, len(images))
-            loss = recipe.loss(output, shares[rows], self.weights)
-            self.optimizer.zero_grad()
-            self.device.backward(loss * (count / weight))  # the processes' gradients are averaged
-            if self.settings.clip:
-                self.device.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-            self.optimizer.step()
+            return self._learn(images, shares)
         except torch.OutOfMemoryError:
-            fits = None
-        else:
-            return loss.detach(), weight, output.detach()
-        # Outside of the handler, whose traceback would keep the tensors alive.
-        fits = batch_that_fits(self.network, images.shape[-1], self.device, len(images) // 2)
+            pass  # what follows comes after the handler, whose traceback would keep the tensors alive
+        self.optimizer.zero_grad()
+        if (count := self.device.num_processes) > 1:  # the others are in the midst of a step: nothing can be tried now
+            raise InputError(
+                f"the memory of {self.device.device} is too small for its share of train.batch_size={len(images)} over "
+                f"{count} processes: try {len(images) // 2}, or set it to auto"
+            )
+        fits = memory.batch_that_fits(self.network, images.shape[-1], self.device, len(images) // 2)
         raise InputError(
             f"the memory of {self.device.device} is too small for train.batch_size={len(images)}: "
             + (f"{fits} would fit, or set it to auto" if fits else "not even 2 images fit, take a smaller model")
         )
+
+    def _learn(self, images: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows, count = processes.share(self.device, len(images)), self.device.num_processes
+        weight = (shares * self.weights).sum()
+        with self.device.autocast():
+            output = self.model(images[rows], rows.start, len(images))
+        loss = recipe.loss(output, shares[rows], self.weights)
+        self.optimizer.zero_grad()
+        self.device.backward(loss * (count / weight))  # the processes' gradients are averaged
+        if self.settings.clip:
+            self.device.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        self.optimizer.step()
+        return processes.summed(self.device, loss.detach()), weight, output.detach()
+
+    def _require_finite(self, validation: Mapping[str, float], rate: float) -> None:
+        """An epoch whose last step broke the weights has finite losses; it must not become a checkpoint or a model."""
+        weights = (weight.detach().sum() for weight in self._answering().parameters())
+        if not math.isfinite(validation["loss"] if validation else float(torch.stack([*weights]).sum())):
+            where = f"after epoch {self.epoch}, at learning rate {rate:.2g}"
+            raise DivergedError(f"the weights are no longer finite {where}: {REMEDY}")
 
     def _answering(self) -> nn.Module:
         """The network that answers: the moving average, if there is one."""
@@ -324,40 +326,8 @@ class _LossWatch:
         if event:
             event.synchronize()
         if not math.isfinite(value := float(loss)):
-            raise DivergedError(f"the loss is {value} {where}: lower train.learning_rate, or set train.clip=1")
+            raise DivergedError(f"the loss is {value} {where}: {REMEDY}")
         self._coming = None
-
-
-def batch_that_fits(network: Network, size: int, device: Accelerator, most: int = LARGEST_BATCH) -> int | None:
-    """Largest batch of images of `size` pixels, `most` or a half, a quarter ... of it, that can be learnt from.
-
-    Tries a step on a copy of the network, with room for the optimizer's and the average's copies of the weights.
-
-    Returns:
-        None if not even two images fit.
-    """
-    while most >= 2:
-        try:
-            _try_step(network, size, device, most)
-        except torch.OutOfMemoryError:
-            fits = False
-        else:
-            fits = True
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if fits:
-            return most
-        most //= 2
-    return None
-
-
-def _try_step(network: Network, size: int, device: Accelerator, count: int) -> None:
-    trial = copy.deepcopy(network).train().requires_grad_(True)
-    room = [torch.empty_like(weight) for weight in trial.parameters() for _ in range(3)]
-    with device.autocast():
-        output = trial(torch.zeros(count, 1, size, size, device=device.device))
-    output.float().sum().backward()
-    del room
 
 
 def _seed(seed: int, step: int) -> None:

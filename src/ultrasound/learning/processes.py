@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
-import timm.layers
 import torch
 import torch.distributed.nn.functional as reduced
 from accelerate import Accelerator
@@ -37,8 +36,17 @@ def joined(device: Accelerator, parts: list[Tensor]) -> Tensor:
 
 
 def summed(device: Accelerator, value: Tensor) -> Tensor:
-    """The sum of a tensor over the processes, on the CPU."""
-    return sum(gather_object([value.cpu()])) if device.num_processes > 1 else value.cpu()
+    """The sum of a tensor over the processes, on its device."""
+    if device.num_processes == 1:
+        return value
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def least(device: Accelerator, number: int) -> int:
+    """The least of a number over the processes."""
+    return int(min(gather_object([number]))) if device.num_processes > 1 else number
 
 
 def from_main(device: Accelerator, value: Any) -> Any:
@@ -55,26 +63,25 @@ def wrap(network: nn.Module, device: Accelerator) -> nn.Module:
     )
 
 
-def share_batch_norm(network: nn.Module, device: Accelerator) -> nn.Module:
+def share_batch_norm(network: nn.Module, device: Accelerator) -> None:
     """Replace batch normalisation by one over all processes, if there are several; weights keep their names."""
-    if device.num_processes == 1:
-        return network
-    if device.device.type == "cuda":
-        synchronised: nn.Module = timm.layers.convert_sync_batchnorm(network)
-        return synchronised
-    return _replaced(network)
+    if device.num_processes > 1:
+        _replace(network)
 
 
-def _replaced(module: nn.Module) -> nn.Module:
-    if isinstance(module, nn.BatchNorm2d):
-        return _SharedBatchNorm(module)
+def _replace(module: nn.Module) -> None:
     for name, child in module.named_children():
-        setattr(module, name, _replaced(child))
-    return module
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, _SharedBatchNorm(child))
+        else:
+            _replace(child)
 
 
 class _SharedBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the processes of a CPU group; torch's own works on GPUs only."""
+    """Batch normalisation over all processes, on any device, also where a process has no rows.
+
+    torch's own works on GPUs only, and there not with an empty share in half precision.
+    """
 
     def __init__(self, of: nn.BatchNorm2d) -> None:
         super().__init__(of.num_features, of.eps, of.momentum)
@@ -83,25 +90,25 @@ class _SharedBatchNorm(nn.BatchNorm2d):
         self.after = nn.Sequential(*(getattr(of, name) for name in ("drop", "act") if hasattr(of, name)))
 
     def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return cast(Tensor, self.after(super().forward(images)))
         assert self.running_mean is not None  # BatchNorm2d as timm makes it
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        if not self.training:
-            return cast(Tensor, self.after(super().forward(images)))
-        axes = (0, 2, 3)
-        count = torch.tensor(float(images[:, 0].numel()))
-        totals = _sum(torch.cat([images.sum(axes), count[None]]))
+        axes, exact = (0, 2, 3), images.float()
+        count = exact.new_tensor([exact[:, 0].numel()])
+        totals = _sum(torch.cat([exact.sum(axes), count]))
         mean = totals[:-1] / totals[-1]
-        centred = images - mean[:, None, None]
+        centred = exact - mean[:, None, None]
         variance = _sum(centred.square().sum(axes)) / totals[-1]
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * totals[-1] / (totals[-1] - 1), self.momentum)
         scale = self.weight / (variance + self.eps).sqrt()
-        normal: Tensor = self.after(centred * scale[:, None, None] + self.bias[:, None, None])
-        return normal
+        normal = centred * scale[:, None, None] + self.bias[:, None, None]
+        return cast(Tensor, self.after(normal.to(images.dtype)))
 
 
 def _sum(value: Tensor) -> Tensor:

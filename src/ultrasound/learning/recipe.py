@@ -51,10 +51,12 @@ class Rates:
         self.optimizer, self.settings = optimizer, settings
         self.frozen = settings.freeze * steps
         self.scale = 1.0  # lowered on plateaus
+        epochs = settings.epochs - settings.freeze
+        warmup = min(settings.warmup, epochs / 2)
         # timm's own plateau schedule cannot be resumed; a constant one, scaled, can.
         sched = "cosine" if settings.schedule == "cosine" else "constant"
         self.schedule, _ = timm.scheduler.create_scheduler_v2(
-            optimizer, sched, settings.epochs - settings.freeze, warmup_epochs=settings.warmup,
+            optimizer, sched, epochs - warmup, warmup_epochs=warmup, warmup_prefix=True,
             warmup_lr=WARMUP_START * settings.learning_rate, step_on_epochs=False, updates_per_epoch=steps,
         )  # fmt: skip
 

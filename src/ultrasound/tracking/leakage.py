@@ -169,7 +169,9 @@ def _finetune(params: Params, prepared: Prepared, rows: NDArray[np.int64], targe
         changed = prepared._replace(samples=samples, split_digest=splitting.digest(samples))
         probabilities = np.full((len(rows), len(params.data.classes)), np.nan)
         for fold in range(count):
-            chosen = override(params, {"train.folds": fold, "train.seed": params.train.seed + seed})
+            chosen = override(
+                params, {"train.folds": fold, "train.ensemble": False, "train.seed": params.train.seed + seed}
+            )
             tags = {**provenance.tags(changed), "seed": str(chosen.train.seed), "protocol": protocol}
             name, values = f"{protocol}-seed{seed}-fold{fold}", flatten(chosen, ("model", "augment", "train"))
             with runs.child("leakage-fold", name, values, tags):

@@ -7,7 +7,6 @@ killed process has left open. Where several processes train together, only the m
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import logging
 import os
@@ -15,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, ParamSpec
 
 import mlflow
 import pandas as pd
@@ -34,30 +33,19 @@ from ultrasound.images.prepared import Prepared
 from ultrasound.learning.fitting import EpochResult
 from ultrasound.learning.processes import is_main
 from ultrasound.tracking import heartbeat
+from ultrasound.tracking import resume as resuming
+from ultrasound.tracking.resume import Resume
 
 P = ParamSpec("P")
 
 MODEL_TAG = "model_uri"  # of a run whose model can be evaluated and registered
 SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, or out of fold, at the chosen epoch
 INHERITED = ("data_digest", "split_digest", "dvc_lock", "git_commit", "code_digest", "ultrasound_version", "seed")
-RESUME_TAG = "resume_key"  # of runs that the same command continues
 SYSTEM_METRICS_SECONDS = 5
 
 _muted = False  # inside a child that an earlier process has finished
 
 logging.getLogger("mlflow.system_metrics.system_metrics_monitor").setLevel(logging.WARNING)
-
-
-class Resume(NamedTuple):
-    """What tells that an unfinished run is of the same thing.
-
-    Attributes:
-        key: digest of all that decides what the run does.
-        folder: holds, in a folder named by the id of a run, what it takes to continue it.
-    """
-
-    key: str
-    folder: Path
 
 
 def unless_muted(function: Callable[P, None]) -> Callable[P, None]:
@@ -95,15 +83,15 @@ def run(
     if not MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.defined:
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
     heartbeat.sweep()
-    marks = {**heartbeat.marks(), **({RESUME_TAG: resume.key} if resume else {})}
+    marks = {**heartbeat.marks(), **({resuming.TAG: resume.key} if resume else {})}
     with contextlib.ExitStack() as held:
-        unfinished = _unfinished(resume, held) if resume else None
+        unfinished = resuming.unfinished(resume, held) if resume else None
         if unfinished:
-            _point_to(unfinished, os.environ.pop("MLFLOW_RUN_ID", None))
+            resuming.point_to(unfinished, os.environ.pop("MLFLOW_RUN_ID", None))
         active = mlflow.start_run(unfinished, run_name=name, log_system_metrics=True, tags=marks)
         run_id = active.info.run_id
         if resume and not unfinished:
-            _lock(resume.folder / run_id, held)
+            resuming.claim(resume, run_id, held)
         with active, _told_end():
             _describe(run_id, verb, parameters, tags)
             _require_artifact_store(active.info.artifact_uri)
@@ -223,6 +211,12 @@ def tag(**tags: str) -> None:
     mlflow.set_tags(tags)
 
 
+def tag_of_active(name: str) -> str | None:
+    """A tag of the active run; None if it has no such tag, or this process does not log."""
+    active = mlflow.active_run()
+    return mlflow.get_run(active.info.run_id).data.tags.get(name) if active and is_main() else None
+
+
 def find(which: str, tags: Mapping[str, str]) -> Run:
     """Find a run that has a model.
 
@@ -291,40 +285,6 @@ def _told_end() -> Iterator[None]:
     except Exception as error:
         mlflow.set_tag("failure", f"{type(error).__name__}: {error}"[:500])
         raise
-
-
-def _unfinished(resume: Resume, held: contextlib.ExitStack) -> str | None:
-    """The id of a run to continue, which no other process continues meanwhile."""
-    found = mlflow.search_runs(
-        filter_string=f"tags.{RESUME_TAG} = '{resume.key}' AND attributes.status != 'FINISHED'",
-        order_by=["attributes.start_time DESC"], output_format="list",
-    )  # fmt: skip
-    for candidate in found:
-        run_id = candidate.info.run_id
-        if (resume.folder / run_id).is_dir() and _lock(resume.folder / run_id, held):
-            print(f"continuing run {run_id} ({candidate.info.run_name}), which was left unfinished", flush=True)
-            return str(run_id)
-    return None
-
-
-def _lock(folder: Path, held: contextlib.ExitStack) -> bool:
-    """Hold the folder of a run until `held` ends; False if another process holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = held.enter_context((folder / "lock").open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back by the system, whatever ends this process
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _point_to(continued: str, made: str | None) -> None:
-    """Make the run that `mlflow run` has made a signpost to the one that is continued; MLflow closes it itself."""
-    if made and made != continued:
-        client = mlflow.MlflowClient()
-        client.update_run(made, name="signpost")
-        client.set_tag(made, "continued_run", continued)
-        client.set_tag(made, "mlflow.note.content", f"Holds nothing: this command continued run {continued}.")
 
 
 def _child_of(parent: Run, name: str) -> Run | None:

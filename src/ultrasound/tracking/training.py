@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -16,7 +18,7 @@ from ultrasound.images import splitting
 from ultrasound.images.augmentation import Augmentation
 from ultrasound.images.loading import Batches
 from ultrasound.images.prepared import Prepared
-from ultrasound.learning import backbone, fitting, processes
+from ultrasound.learning import backbone, fitting, memory, processes
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.classifier import Classifier, Ensemble, predict
@@ -102,13 +104,7 @@ def train(
     settings, targets = params.train, class_numbers(params, prepared)
     device = fitting.accelerator(settings)
     network, architecture = _network(params, prepared, device.device)
-    batch_size = settings.batch_size
-    if batch_size == "auto":
-        fits = fitting.batch_that_fits(network, prepared.preparation.size, device)
-        if fits is None:
-            raise InputError(f"train.batch_size=auto: not even 2 images fit into the memory of {device.device}")
-        batch_size = fits
-        runs.tag(batch_size=str(fits))
+    batch_size = _fitting_batch(network, prepared, device) if settings.batch_size == "auto" else settings.batch_size
     rows = prepared.rows(splitting.DEVELOPMENT, fold, without=fold is not None)
     held_out = prepared.rows(splitting.DEVELOPMENT, fold) if fold is not None else np.empty(0, np.int64)
     for context, chosen in (("training", rows), ("validation", held_out)):
@@ -181,12 +177,12 @@ def class_numbers(params: Params, prepared: Prepared) -> NDArray[np.int64]:
         InputError: the prepared images were made otherwise or have other classes than the parameters say.
     """
     labels = params.data.classes
-    wanted, made = params.preprocess, prepared.preparation
-    if (wanted.size, wanted.crop) != (made.size, made.crop):
-        raise InputError(
-            f"params.yaml says preprocess.size={wanted.size} and preprocess.crop={wanted.crop}, but build/prepared was "
-            f"made with {made.size} and {made.crop}: run `dvc repro`"
-        )
+    wanted, made = params.preprocess.model_dump(), dataclasses.asdict(prepared.preparation)
+    for name, value in wanted.items():
+        if made[name] != value:
+            raise InputError(
+                f"preprocess.{name} is {value}, but build/prepared was made with {made[name]}: run `dvc repro`"
+            )
     if set(labels) != (found := set(prepared.samples["label"])):
         raise InputError(f"data.classes says {', '.join(labels)}, but build/prepared holds {', '.join(sorted(found))}")
     return prepared.samples["label"].map(labels.index).to_numpy(dtype=np.int64)
@@ -222,6 +218,17 @@ def log_examples(params: Params, prepared: Prepared) -> None:
     torch.manual_seed(params.train.seed)
     views = torch.stack([images, *(augmentation(images) for _ in range(VIEWS))], dim=1)[:, :, 0].numpy()
     runs.log_figure(figures.augmented(views, [str(labels[row]) for row in chosen]), "augmented_examples")
+
+
+def _fitting_batch(network: Network, prepared: Prepared, device: Accelerator) -> int:
+    # A run that is continued keeps its batch, however much memory is free today.
+    known = processes.from_main(device, runs.tag_of_active("batch_size"))
+    fits = int(known) if known else memory.batch_that_fits(network, prepared.preparation.size, device)
+    least = processes.least(device, fits or 0)
+    if not least:
+        raise InputError(f"train.batch_size=auto: not even 2 images fit into the memory of {device.device}")
+    runs.tag(batch_size=str(least))
+    return least
 
 
 def _network(params: Params, prepared: Prepared, device: torch.device) -> tuple[Network, dict[str, str | int | float]]:
