@@ -43,8 +43,8 @@ from ultrasound.images.prepared import Prepared
 from ultrasound.learning import backbone, fitting, memory, recipe
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.checkpoints import Checkpoints
-from ultrasound.params import Params
 from ultrasound.scoring import metrics
+from ultrasound.sections import Params
 
 BUILD = Path("build")
 Turn = Callable[[], float]  # does some work, returns its speed or its seconds

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ultrasound.errors import InputError, ParameterError
 from ultrasound.images.sources import busi, phantom
-from ultrasound.params import Data, Download
+from ultrasound.sections import Data, Download
 
 CLASSES = ("benign", "malignant", "normal")
 CHANGED = "malignant/malignant (1).png"

@@ -8,7 +8,7 @@ from PIL import Image
 
 from ultrasound.errors import InputError, ParameterError
 from ultrasound.images import catalog, sources
-from ultrasound.params import Data, Download
+from ultrasound.sections import Data, Download
 
 CLASSES = ("benign", "malignant", "normal")
 

@@ -13,6 +13,7 @@ from ultrasound.errors import InputError, ParameterError
 from ultrasound.images.loading import Batches
 from ultrasound.learning import backbone, classifier, fitting, memory
 from ultrasound.learning.checkpoints import Checkpoints
+from ultrasound.learning.divergence import DivergedError
 from ultrasound.scoring import metrics
 
 
@@ -101,7 +102,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_rate(stripes):
     network = backbone.create("test_resnet", "none", 3, 16, 0.1)
     with torch.no_grad():
         network.head[-1].weight.fill_(float("nan"))
-    with pytest.raises(fitting.DivergedError, match=r"nan in epoch 1, batch 1, at learning rate 0\.003: lower"):
+    with pytest.raises(DivergedError, match=r"nan in epoch 1, batch 1, at learning rate 0\.003: lower"):
         next(fit(stripes, network)[1])
 
 
@@ -216,7 +217,7 @@ def test_weights_that_the_last_step_of_an_epoch_breaks_are_no_checkpoint(stripes
 
     original, steps = AcceleratedOptimizer.step, []
     monkeypatch.setattr(AcceleratedOptimizer, "step", step_and_break)
-    with pytest.raises(fitting.DivergedError, match="no longer finite after epoch 2"):
+    with pytest.raises(DivergedError, match="no longer finite after epoch 2"):
         next(results)
     assert Checkpoints(tmp_path).load()["numbers"]["epoch"] == 1
 

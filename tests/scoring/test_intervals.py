@@ -26,6 +26,9 @@ def by_scikit_learn(targets, probabilities, weights):
         auc = np.mean([sk.roc_auc_score(targets == c, probabilities[:, c], sample_weight=weights) for c in range(3)])
     return {
         "accuracy": sk.accuracy_score(targets, predicted, sample_weight=weights),
+        "balanced_accuracy": sk.recall_score(
+            targets, predicted, sample_weight=weights, average="macro", labels=range(3), zero_division=0
+        ),
         "macro_f1": sk.f1_score(
             targets, predicted, sample_weight=weights, average="macro", labels=range(3), zero_division=0
         ),

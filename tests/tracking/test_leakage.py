@@ -140,7 +140,7 @@ def test_finetune_trains_every_fold_of_both_protocols_as_train_does(project: Pat
     ]
     digests = {protocol: set() for protocol in ("random", "grouped")}
     for number, child in enumerate(children, 1):
-        protocol, fold = child.data.tags["protocol"], int(child.data.params["train.fold"])
+        protocol, fold = child.data.tags["protocol"], int(child.data.params["train.folds"])
         assert "model_uri" not in child.data.tags
         digests[protocol].add(child.data.tags["split_digest"])
         found = table(project, run, f"out_of_fold_{protocol}")

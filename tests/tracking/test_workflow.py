@@ -173,7 +173,7 @@ def test_an_ensemble_of_the_folds_answers_with_their_mean(project: Path, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlflow.db")
     model = models.load(run.data.tags["model_uri"])
     data = prepared.read(Path("build/prepared"))
-    batch = torch.from_numpy(data.images[:5]).unsqueeze(1).float() / 255
+    batch = torch.from_numpy(np.array(data.images[:5])).unsqueeze(1).float() / 255
     with torch.inference_mode():
         single = [member(view).softmax(1) for member in model.network.members for view in (batch, batch.flip(-1))]
     assert len(single) == 4

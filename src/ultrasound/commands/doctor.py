@@ -16,7 +16,7 @@ import requests
 
 from ultrasound.commands import CATALOG, DATA, PREPARED
 from ultrasound.errors import InputError
-from ultrasound.params import Params
+from ultrasound.sections import Params
 
 SECTIONS = ()
 MIN_FREE_GB = 3  # the images twice, prepared arrays, and the models of a search

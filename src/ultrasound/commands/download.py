@@ -6,7 +6,7 @@ archive that BUSI_ARCHIVE names, else from the mirrors.
 
 from ultrasound.commands import BUILD, CATALOG, DATA, VERIFIED
 from ultrasound.images import annotations, catalog, sources, verified
-from ultrasound.params import Params
+from ultrasound.sections import Params
 
 SECTIONS = ("data", "download")
 

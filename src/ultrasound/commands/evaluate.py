@@ -6,8 +6,9 @@ set rarely: every choice that is made by its score makes the score less true.
 
 from ultrasound.commands import CATALOG, PREPARED
 from ultrasound.images import catalog, prepared
-from ultrasound.params import Params, flatten
+from ultrasound.params import flatten
 from ultrasound.scoring import metrics as scoring
+from ultrasound.sections import Params
 from ultrasound.tracking import models, provenance, runs
 
 SECTIONS = ("evaluate",)

@@ -9,7 +9,8 @@ touched.
 from ultrasound.commands import PREPARED, REPORT
 from ultrasound.images import prepared
 from ultrasound.learning import probe
-from ultrasound.params import Params, flatten
+from ultrasound.params import flatten
+from ultrasound.sections import Params
 from ultrasound.tracking import leakage, provenance, runs
 
 SECTIONS = ("leakage",)

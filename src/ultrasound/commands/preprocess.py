@@ -6,7 +6,7 @@ Run by `dvc repro`, or alone: `python -m ultrasound preprocess`. Training reads 
 from ultrasound.commands import CATALOG, PREPARED, SPLITS, VERIFIED
 from ultrasound.images import catalog, prepared, splitting, verified
 from ultrasound.images.preparation import Preparation
-from ultrasound.params import Params
+from ultrasound.sections import Params
 
 SECTIONS = ("preprocess",)
 

@@ -7,8 +7,9 @@ may have seen images of today's test set.
 
 from ultrasound.commands import CATALOG, PREPARED
 from ultrasound.images import catalog, prepared
-from ultrasound.params import Params, flatten
+from ultrasound.params import flatten
 from ultrasound.scoring import metrics as scoring
+from ultrasound.sections import Params
 from ultrasound.tracking import models, provenance, registry, runs
 
 SECTIONS = ("register",)

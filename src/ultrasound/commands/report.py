@@ -5,7 +5,7 @@ Run by `dvc repro`, or alone: `python -m ultrasound report`. Open the page in a 
 
 from ultrasound.commands import CATALOG, DUPLICATES, REPORT, SPLITS
 from ultrasound.images import catalog, counts, report, splitting
-from ultrasound.params import Params
+from ultrasound.sections import Params
 
 SECTIONS = ()
 

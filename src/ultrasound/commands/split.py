@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ultrasound.commands import CATALOG, DUPLICATES, NNUNET, SPLITS, TEST_SET
 from ultrasound.images import catalog, duplicates, splitting
-from ultrasound.params import Params
+from ultrasound.sections import Params
 
 SECTIONS = ("split",)
 

@@ -10,10 +10,12 @@ from ultrasound.commands import CHECKPOINTS, PREPARED, REPORT
 from ultrasound.images import prepared
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.processes import is_main
-from ultrasound.params import Params, flatten
-from ultrasound.tracking import provenance, runs, training
+from ultrasound.params import flatten
+from ultrasound.sections import Params
+from ultrasound.tracking import folds, provenance, runs, training
+from ultrasound.tracking.folds import CrossValidation
 from ultrasound.tracking.resume import Resume
-from ultrasound.tracking.training import CrossValidation, Trained
+from ultrasound.tracking.training import Trained
 
 SECTIONS = ("model", "augment", "train")
 SHOWN = ("macro_f1", "accuracy", "balanced_accuracy", "macro_auc")
@@ -31,7 +33,7 @@ def run(params: Params) -> None:
         runs.log_file(report)
         training.log_examples(params, data)
         if len(params.folds) > 1:
-            crossed = training.cross_validate(params, data, CHECKPOINTS / run_id)
+            crossed = folds.cross_validate(params, data, CHECKPOINTS / run_id)
         else:
             checkpoints = Checkpoints(CHECKPOINTS / run_id / "fold")
             trained = training.train(params, data, params.model.name, params.folds[0], checkpoints=checkpoints)

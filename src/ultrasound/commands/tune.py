@@ -17,8 +17,10 @@ from ultrasound.errors import InputError
 from ultrasound.images import prepared
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import search_space
-from ultrasound.learning.fitting import DivergedError, EpochResult
-from ultrasound.params import Params, flatten
+from ultrasound.learning.divergence import DivergedError
+from ultrasound.learning.fitting import EpochResult
+from ultrasound.params import flatten
+from ultrasound.sections import Params
 from ultrasound.tracking import provenance, runs, training
 
 SECTIONS = ("tune", "model", "augment", "train")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ultrasound.params import Augment
+from ultrasound.sections import Augment
 
 GRAIN = 2  # pixels of one grain of the added speckle
 

@@ -21,16 +21,12 @@ from ultrasound.learning import memory, processes, recipe
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.classifier import Ensemble, softmax
-from ultrasound.params import Augment, Train
+from ultrasound.learning.divergence import REMEDY, DivergedError, LossWatch
+from ultrasound.sections import Augment, Train
 
 MONITOR = "macro_f1"  # the validation metric that chooses the epoch
-REMEDY = "lower train.learning_rate, or set train.clip=1"
 # (class numbers (n,), probabilities (n, classes)) -> metrics by name
 Score = Callable[[NDArray[np.int64], NDArray[np.float64]], Mapping[str, float]]
-
-
-class DivergedError(InputError):
-    """The loss is no longer finite."""
 
 
 class EpochResult(NamedTuple):
@@ -157,7 +153,7 @@ class _Loop:
         started = time.perf_counter()
         self.network.train()
         self.network.backbone.train(not self.frozen)
-        watch, losses, weights, logits, targets = _LossWatch(), [], [], [], []
+        watch, losses, weights, logits, targets = LossWatch(), [], [], [], []
         for step, (images, target) in enumerate(self.training.shuffled(self.settings.seed, self.epoch), 1):
             done = (self.epoch - 1) * len(self.training) + step
             _seed(self.settings.seed, done)
@@ -298,36 +294,6 @@ class _Loop:
 
 
 _NUMBERS = ("epoch", "since_best", "best")
-
-
-class _LossWatch:
-    """Stops a training whose loss is not finite, within a step and without making a GPU wait.
-
-    On a GPU the loss of a step is looked at while the next step runs.
-    """
-
-    def __init__(self) -> None:
-        self._coming: tuple[Tensor, torch.cuda.Event | None, str] | None = None
-
-    def see(self, loss: Tensor, epoch: int, step: int, rate: float) -> None:
-        self.end()
-        event = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
-        copy = loss.to("cpu", non_blocking=True)
-        if event:
-            event.record()
-        self._coming = copy, event, f"in epoch {epoch}, batch {step}, at learning rate {rate:.2g}"
-        if not event:
-            self.end()
-
-    def end(self) -> None:
-        if not self._coming:
-            return
-        loss, event, where = self._coming
-        if event:
-            event.synchronize()
-        if not math.isfinite(value := float(loss)):
-            raise DivergedError(f"the loss is {value} {where}: {REMEDY}")
-        self._coming = None
 
 
 def _seed(seed: int, step: int) -> None:

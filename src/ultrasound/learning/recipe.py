@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ultrasound.learning.backbone import Network
-from ultrasound.params import Augment, Train
+from ultrasound.sections import Augment, Train
 
 PLATEAU_FACTOR = 0.3
 WARMUP_START = 0.05  # of the peak learning rate

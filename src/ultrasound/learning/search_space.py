@@ -7,7 +7,8 @@ from typing import Any
 import optuna
 
 from ultrasound.errors import ParameterError
-from ultrasound.params import Params, Range, flatten, override
+from ultrasound.params import flatten, override
+from ultrasound.sections import Params, Range
 
 # A trial may not choose what decides whether trials can be compared, or what machine they run on.
 SECTIONS = ("model", "augment", "train")

@@ -18,9 +18,10 @@ from ultrasound.errors import InputError
 from ultrasound.images import splitting
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import backbone, fitting, probe
-from ultrasound.params import Params, flatten, override
+from ultrasound.params import flatten, override
 from ultrasound.scoring import figures, intervals, metrics
 from ultrasound.scoring.intervals import Interval
+from ultrasound.sections import Params
 from ultrasound.tracking import models, provenance, runs, training
 
 RANDOM, GROUPED, DIFFERENCE = "random", "grouped", "difference"

@@ -14,7 +14,8 @@ import yaml
 from ultrasound import __version__
 from ultrasound.errors import InputError
 from ultrasound.images.prepared import Prepared
-from ultrasound.params import Params, flatten
+from ultrasound.params import flatten
+from ultrasound.sections import Params
 
 DVC_LOCK = Path("dvc.lock")
 PACKAGE = Path(__file__).parents[1]

@@ -1,10 +1,9 @@
-"""Tracked training: on one fold, or on several with out-of-fold predictions and one model at the end."""
+"""One tracked training: what `train` does once or for every fold, and `tune` for every trial."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,14 +22,11 @@ from ultrasound.learning.backbone import Network
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.classifier import Classifier, Ensemble, predict
 from ultrasound.learning.fitting import EpochResult
-from ultrasound.params import Params, flatten
-from ultrasound.scoring import figures, intervals, metrics
-from ultrasound.scoring.intervals import Interval
+from ultrasound.scoring import figures, metrics
+from ultrasound.sections import Params
 from ultrasound.tracking import models, runs
 
 EVALUATION_BATCH = 64
-INTERVALS = ("macro_f1", "balanced_accuracy", "accuracy", "macro_auc")
-RESAMPLES, BOOTSTRAP_SEED = 2000, 0
 EXAMPLES, VIEWS = 4, 6  # augmented examples: images, and views of each
 
 
@@ -50,32 +46,6 @@ class Trained(NamedTuple):
     history: list[EpochResult]
     rows: NDArray[np.int64]
     targets: NDArray[np.int64]
-
-
-class CrossValidation(NamedTuple):
-    """A training for each of several folds.
-
-    Attributes:
-        folds: fold -> its training.
-        values: fold -> metrics on its validation images, at the chosen epoch.
-        pooled: metrics of the out-of-fold predictions of all folds together.
-        intervals: metric -> its value with the 95 % interval of a bootstrap by group.
-        images: number of images predicted out of fold.
-        model: the one trained on all development images, or the mean of the folds' models; None if neither is wanted.
-    """
-
-    folds: dict[int, Trained]
-    values: dict[int, dict[str, float]]
-    pooled: dict[str, float]
-    intervals: dict[str, Interval]
-    images: int
-    model: Classifier | None
-
-    @property
-    def spread(self) -> dict[str, tuple[float, float]]:
-        """Mean and standard deviation of the metrics over the folds."""
-        over = {name: [values[name] for values in self.values.values()] for name in INTERVALS}
-        return {name: (float(np.mean(values)), float(np.std(values, ddof=1))) for name, values in over.items()}
 
 
 def train(
@@ -136,38 +106,6 @@ def train(
         best = best._replace(probabilities=predict(answering, validation))
     model = Classifier(answering, params.data.classes, prepared.preparation, architecture, prepared.data_digest)
     return Trained(model, best, history, held_out, targets[held_out])
-
-
-def cross_validate(params: Params, prepared: Prepared, state: Path) -> CrossValidation:
-    """Train for each of `params.folds` in a child of the active run, then make the model; log all of it.
-
-    Args:
-        state: folder of the run's checkpoints, a folder a child.
-    """
-    folds: dict[int, Trained] = {}
-    values: dict[int, dict[str, float]] = {}
-    keep = not (params.train.refit or params.train.ensemble)
-    shown = flatten(params, ("model", "augment", "train"))
-    for fold in params.folds:
-        name = f"fold-{fold}"
-        with runs.child("fold", name, {**shown, "train.folds": fold}, {"fold": str(fold)}):
-            folds[fold] = train(params, prepared, name, fold, checkpoints=Checkpoints(state / name))
-            values[fold] = log(folds[fold], prepared, with_model=keep)
-    model = None
-    if params.train.ensemble:
-        members = [trained.model.network.members[0].cpu() for trained in folds.values()]
-        single = next(iter(folds.values())).model
-        model = Classifier(
-            Ensemble(members, flip=params.train.test_flip).eval(), single.labels, single.preparation,
-            single.architecture, single.data_digest,
-        )  # fmt: skip
-    elif params.train.refit:
-        epochs = round(np.mean([trained.chosen.epoch for trained in folds.values()]))
-        with runs.child("refit", "refit", {**shown, "train.folds": "none"}, {"epochs": str(epochs)}):
-            refitted = train(params, prepared, "refit", None, checkpoints=Checkpoints(state / "refit"), until=epochs)
-            log(refitted, prepared, with_model=False)
-        model = refitted.model
-    return _log_folds(folds, values, prepared, model)
 
 
 def class_numbers(params: Params, prepared: Prepared) -> NDArray[np.int64]:
@@ -241,40 +179,3 @@ def _network(params: Params, prepared: Prepared, device: torch.device) -> tuple[
         "name": settings.name, "classes": classes, "head_width": settings.head_width, "dropout": settings.dropout,
     }  # fmt: skip
     return network.to(device), architecture
-
-
-def _log_folds(
-    folds: dict[int, Trained], values: dict[int, dict[str, float]], prepared: Prepared, model: Classifier | None
-) -> CrossValidation:
-    labels = next(iter(folds.values())).model.labels
-    rows, targets, probabilities, fold = (
-        np.concatenate(parts)
-        for parts in zip(
-            *((t.rows, t.targets, t.chosen.probabilities, np.full(len(t.rows), number)) for number, t in folds.items()),
-            strict=True,
-        )
-    )
-    samples = prepared.samples.iloc[rows]
-    pooled = metrics.score(targets, probabilities, labels)
-    drawn = intervals.bootstrap(
-        {name: intervals.mean_of(name, targets, [probabilities]) for name in INTERVALS},
-        samples["group"].to_numpy(), RESAMPLES, BOOTSTRAP_SEED,
-    )  # fmt: skip
-    found = {name: intervals.interval(drawn[name]) for name in INTERVALS}
-    runs.log_metrics(pooled, "out_of_fold")
-    runs.log_metrics({f"{name}_{end}": getattr(score, end) for name, score in found.items() for end in ("low", "high")},
-                     "out_of_fold")  # fmt: skip
-    crossed = CrossValidation(folds, values, pooled, found, len(rows), model)
-    for name, (mean, deviation) in crossed.spread.items():
-        runs.log_metrics({f"{name}_mean": mean, f"{name}_sd": deviation}, "folds")
-    runs.log_metrics({"macro_f1": pooled["macro_f1"]}, "best")  # what ranks runs
-    table = models.predictions(samples, labels, probabilities).assign(fold=fold)
-    runs.log_table(table, "predictions_out_of_fold")
-    counts = metrics.confusion(targets, probabilities)
-    title = f"out of fold, {len(rows)} images, {len(folds)} folds"
-    runs.log_figure(figures.confusion_matrix(counts, labels, title), "confusion_out_of_fold")
-    histories = {f"fold {number}": [result.validation for result in t.history] for number, t in folds.items()}
-    runs.log_figure(figures.fold_curves(histories), "fold_curves")
-    if model:
-        models.log(model)
-    return crossed

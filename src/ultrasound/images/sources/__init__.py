@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ultrasound.errors import ParameterError
 from ultrasound.images.catalog import File
-from ultrasound.params import Data, Download
+from ultrasound.sections import Data, Download
 
 
 class Release(NamedTuple):

@@ -20,7 +20,7 @@ import pandas as pd
 from ultrasound.errors import InputError, ParameterError
 from ultrasound.images import archive, catalog
 from ultrasound.images.sources import Release
-from ultrasound.params import Data, Download
+from ultrasound.sections import Data, Download
 
 FOLDER = "Dataset_BUSI_with_GT"
 CLASSES = {"benign", "malignant", "normal"}

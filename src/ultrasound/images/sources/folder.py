@@ -10,7 +10,7 @@ from pathlib import Path
 from ultrasound.errors import ParameterError
 from ultrasound.images import catalog
 from ultrasound.images.sources import Release
-from ultrasound.params import Data, Download
+from ultrasound.sections import Data, Download
 
 
 def fetch(data: Data, download: Download, data_folder: Path, build_folder: Path) -> Release:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ultrasound.errors import InputError
 from ultrasound.images import catalog
 from ultrasound.images.sources import Release
-from ultrasound.params import Data, Download
+from ultrasound.sections import Data, Download
 
 CLASSES = ("benign", "malignant", "normal")
 REPEAT = 10  # as happens in BUSI, a scan of each class returns: here each tenth shows the ninth again
