@@ -64,12 +64,12 @@ def main() -> None:
         params = parameters.load({"model.name": arguments.model, "model.weights": "none"})
         data = prepared.read(BUILD / "prepared")
         print(f"{_machine()}; {arguments.model}, {data.preparation.size} x {data.preparation.size} pixels")
-        if "train" in arguments.only:
-            _train(params, data, arguments.steps, arguments.turns)
-        if "prepare" in arguments.only:
+        if "prepare" in arguments.only:  # first, as the stage itself is no process with a network's memory to fork
             _prepare(data, arguments.turns)
         if "start" in arguments.only:
             _start(arguments.turns)
+        if "train" in arguments.only:
+            _train(params, data, arguments.steps, arguments.turns)
     except InputError as error:
         sys.exit(f"error: {error}")
 
