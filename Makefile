@@ -34,6 +34,9 @@ lock: setup  ## pin the dependencies of pyproject.toml anew in requirements.txt
 data-card: setup  ## write the numbers of the data card and README anew (dvc repro, leakage)
 	$(RUN) dvc repro && mlflow run . -e leakage --env-manager local && python scripts/data_card.py
 
+recipes: setup  ## train the recipes that docs/results.md compares, on all folds (hours on a CPU), and write it anew
+	$(RUN) python scripts/recipes.py
+
 bench: setup  ## measure training, preparation and start-up, beside the machine's limit and timm's loader
 	$(RUN) python scripts/bench.py
 
@@ -49,4 +52,4 @@ ui: setup  ## open the MLflow UI on http://127.0.0.1:5000
 serve: setup  ## serve the champion on http://127.0.0.1:5001
 	$(RUN) mlflow models serve -m models:/breast-ultrasound@champion --env-manager local -p 5001
 
-.PHONY: help setup demo test lint lock data-card bench bench-duplicates doctor ui serve
+.PHONY: help setup demo test lint lock data-card recipes bench bench-duplicates doctor ui serve

@@ -109,9 +109,9 @@ def _weights(params: Params) -> tuple[bool, str]:
 
 
 def _tracking(params: Params) -> tuple[bool, str]:
-    from ultrasound.tracking import runs
+    from ultrasound.tracking import store
 
-    return runs.check_store()
+    return store.answers()
 
 
 def _disk(params: Params) -> tuple[bool, str]:

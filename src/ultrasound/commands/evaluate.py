@@ -9,7 +9,7 @@ from ultrasound.images import catalog, prepared
 from ultrasound.params import flatten
 from ultrasound.scoring import metrics as scoring
 from ultrasound.sections import Params
-from ultrasound.tracking import models, provenance, runs
+from ultrasound.tracking import models, provenance, runs, store
 
 SECTIONS = ("evaluate",)
 
@@ -19,8 +19,8 @@ def run(params: Params) -> None:
     provenance.require_current(params)
     data = prepared.read(PREPARED)
     tags = provenance.tags(data)
-    found = runs.find(params.evaluate.run, {key: tags[key] for key in provenance.DIGESTS})
-    model_uri = found.data.tags[runs.MODEL_TAG]
+    found = store.find(params.evaluate.run, {key: tags[key] for key in provenance.DIGESTS})
+    model_uri = found.data.tags[store.MODEL_TAG]
     with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):
         evaluation = models.evaluate(model_uri, data, catalog.read(CATALOG))
     print(f"locked test set, {evaluation.confusion.sum()} images; run {found.info.run_name} ({found.info.run_id})")

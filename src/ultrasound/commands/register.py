@@ -10,7 +10,7 @@ from ultrasound.images import catalog, prepared
 from ultrasound.params import flatten
 from ultrasound.scoring import metrics as scoring
 from ultrasound.sections import Params
-from ultrasound.tracking import models, provenance, registry, runs
+from ultrasound.tracking import models, provenance, registry, runs, store
 
 SECTIONS = ("register",)
 
@@ -21,7 +21,7 @@ def run(params: Params) -> None:
     data = prepared.read(PREPARED)
     tags = provenance.tags(data)
     name = params.register_.name
-    found = runs.find(params.register_.run, {key: tags[key] for key in provenance.DIGESTS})
+    found = store.find(params.register_.run, {key: tags[key] for key in provenance.DIGESTS})
     with runs.run("register", f"register-{found.info.run_name}", flatten(params, SECTIONS), tags):
 
         def evaluation(model_uri: str, title: str) -> models.Evaluation:
@@ -31,7 +31,7 @@ def run(params: Params) -> None:
             with runs.child("evaluate", f"evaluate-{title}", {}, tags):
                 return models.evaluate(model_uri, data, catalog.read(CATALOG))
 
-        scored = evaluation(found.data.tags[runs.MODEL_TAG], found.info.run_name)
+        scored = evaluation(found.data.tags[store.MODEL_TAG], found.info.run_name)
         carried = {key: found.data.tags[key] for key in (*tags, "seed")}
         version = registry.version_of(found, name, {**carried, "evaluation_run": scored.run_id})
         champion = registry.champion(name)

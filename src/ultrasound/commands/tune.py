@@ -18,7 +18,7 @@ from ultrasound.images import prepared
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import search_space
 from ultrasound.learning.divergence import DivergedError
-from ultrasound.learning.fitting import EpochResult
+from ultrasound.learning.loop import EpochResult
 from ultrasound.params import flatten
 from ultrasound.sections import Params
 from ultrasound.tracking import provenance, runs, training

@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from ultrasound.errors import InputError, ParameterError
-from ultrasound.images.augmentation import Augmentation
+from ultrasound.errors import ParameterError
 from ultrasound.images.loading import Batches
-from ultrasound.learning import memory, processes, recipe
+from ultrasound.learning import memory, processes
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.checkpoints import Checkpoints
-from ultrasound.learning.classifier import Ensemble, softmax
-from ultrasound.learning.divergence import REMEDY, DivergedError, LossWatch
+from ultrasound.learning.loop import EpochResult, Loop, Score
 from ultrasound.sections import Augment, Train
-
-MONITOR = "macro_f1"  # the validation metric that chooses the epoch
-# (class numbers (n,), probabilities (n, classes)) -> metrics by name
-Score = Callable[[NDArray[np.int64], NDArray[np.float64]], Mapping[str, float]]
-
-
-class EpochResult(NamedTuple):
-    """What one epoch gave.
-
-    Attributes:
-        epoch: from 1.
-        train, validation: `loss` and what the score function returns. Training figures are collected on the way,
-            under augmentation and dropout; where images are mixed there is the loss alone. `validation` is empty
-            where no image validates.
-        learning_rate: of the backbone's last layers in the epoch's last step.
-        images_per_second: training images, the epoch's validation left out.
-        is_best: the monitored validation metric has not been better before.
-        probabilities: (validation images, classes).
-    """
-
-    epoch: int
-    train: Mapping[str, float]
-    validation: Mapping[str, float]
-    learning_rate: float
-    images_per_second: float
-    is_best: bool
-    probabilities: NDArray[np.float64]
 
 
 def accelerator(train: Train) -> Accelerator:
@@ -103,7 +68,7 @@ def fit(
         CheckpointError: a checkpoint cannot be written.
         InputError: the GPU's memory is too small for the batch.
     """
-    loop = _Loop(network, training, validation, settings, augment, score, device, on_step)
+    loop = Loop(network, training, validation, settings, augment, score, device, on_step)
     found = checkpoints.load() if checkpoints and device.is_main_process else None
     yield from loop.resume(processes.from_main(device, found))
     try:
@@ -116,197 +81,3 @@ def fit(
         if checkpoints:
             checkpoints.wait()
     loop.finish()
-
-
-class _Loop:
-    """A training between two epochs: all that a checkpoint holds, and what it takes to run the next epoch."""
-
-    def __init__(
-        self, network: Network, training: Batches, validation: Batches | None, settings: Train, augment: Augment,
-        score: Score, device: Accelerator, on_step: Callable[[], object],
-    ) -> None:  # fmt: skip
-        self.network, self.training, self.validation = network, training, validation
-        self.settings, self.score, self.device = settings, score, device
-        self.on_step = on_step
-        self.augmentation = Augmentation(augment)
-        self.mixing = recipe.Mixing(augment, network.classes, settings.label_smoothing)
-        self.weights = recipe.class_weights(training.targets, network.classes, settings.class_weights)
-        # Convolutions on a CPU and on tensor cores are faster where the channels lie together.
-        network.to(memory_format=torch.channels_last)
-        processes.share_batch_norm(network, device)
-        self.optimizer = device.prepare(recipe.optimizer(network, settings, fused=True))
-        self.rates = recipe.Rates(self.optimizer.optimizer, settings, len(training))
-        self.average = recipe.moving_average(network, settings.ema)
-        self.epoch, self.since_best, self.best = 0, 0, -math.inf
-        self.best_weights: dict[str, Tensor] | None = None
-        self.history: list[EpochResult] = []
-        self.model: nn.Module = network
-        self.frozen: bool | None = None
-
-    @property
-    def has_stalled(self) -> bool:
-        return self.settings.choose == "best" and self.since_best >= self.settings.patience
-
-    def run_epoch(self) -> EpochResult:
-        self.epoch += 1
-        self._set_frozen(self.epoch <= self.settings.freeze)
-        started = time.perf_counter()
-        self.network.train()
-        self.network.backbone.train(not self.frozen)
-        watch, losses, weights, logits, targets = LossWatch(), [], [], [], []
-        for step, (images, target) in enumerate(self.training.shuffled(self.settings.seed, self.epoch), 1):
-            done = (self.epoch - 1) * len(self.training) + step
-            _seed(self.settings.seed, done)
-            rate = self.rates.set(done - 1)
-            images, shares = self.mixing(self.augmentation(images.float() / 255), target)
-            loss, weight, output = self._step(images, shares)
-            watch.see(loss, self.epoch, step, rate)
-            if self.average:
-                self.average.update(self.network, done)
-            losses.append(loss)
-            weights.append(weight)
-            logits.append(output)
-            targets.append(target)
-            self.on_step()
-        watch.end()
-        loss = torch.stack(losses).sum() / torch.stack(weights).sum()
-        seen = torch.cat(targets)
-        train = {"loss": loss.item()}  # waits for the device, so the clock is right
-        speed = len(seen) / (time.perf_counter() - started)
-        if not self.mixing.active:
-            train |= self.score(_numpy(seen), softmax(processes.joined(self.device, logits)))
-        validation, probabilities = self._validate()
-        self._require_finite(validation, rate)
-        is_best = bool(validation) and validation[MONITOR] > self.best
-        if is_best:
-            self.best, self.since_best = validation[MONITOR], 0
-            if self.settings.choose == "best":
-                self.best_weights = _clone(self._answering().state_dict())
-        elif validation and not self.frozen:  # no plateau before the backbone learns
-            self.since_best += 1
-            self.rates.no_better(self.since_best)
-        result = EpochResult(self.epoch, train, validation, rate, speed, is_best, probabilities)
-        self.history.append(result)
-        return result
-
-    def finish(self) -> None:
-        self.network.load_state_dict(self.best_weights or _clone(self._answering().state_dict()))
-
-    def state(self) -> dict[str, Any]:
-        """What `resume` needs. Random numbers follow from epoch and step, so no generator's state is kept."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.device.scaler.state_dict() if self.device.scaler else None,
-            "average": self.average.module.state_dict() if self.average else None,
-            "best_weights": self.best_weights,
-            "numbers": {name: getattr(self, name) for name in _NUMBERS},
-            "rate_scale": self.rates.scale,
-            "history": [
-                {**result._asdict(), "probabilities": torch.from_numpy(result.probabilities)} for result in self.history
-            ],
-        }
-
-    def resume(self, state: dict[str, Any] | None) -> Iterator[EpochResult]:
-        """Take up the state of a checkpoint, if there is one; yields the epochs that led to it."""
-        if state is None:
-            return
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.device.scaler:
-            self.device.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.module.load_state_dict(state["average"])
-        self.best_weights, self.rates.scale = state["best_weights"], state["rate_scale"]
-        for name, value in state["numbers"].items():
-            setattr(self, name, value)
-        self.history = [
-            EpochResult(**{**result, "probabilities": result["probabilities"].numpy()}) for result in state["history"]
-        ]
-        yield from self.history
-
-    def _set_frozen(self, frozen: bool) -> None:
-        if frozen == self.frozen:
-            return
-        self.frozen = frozen
-        self.network.backbone.requires_grad_(not frozen)
-        model = processes.wrap(self.network, self.device)
-        if self.settings.compile:
-            model.compile()
-        self.model = model
-
-    def _step(self, images: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Learn from a batch, of which this process takes its rows: its loss and weight, the rows' logits."""
-        try:
-            return self._learn(images, shares)
-        except torch.OutOfMemoryError:
-            pass  # what follows comes after the handler, whose traceback would keep the tensors alive
-        self.optimizer.zero_grad()
-        if (count := self.device.num_processes) > 1:  # the others are in the midst of a step: nothing can be tried now
-            raise InputError(
-                f"the memory of {self.device.device} is too small for its share of train.batch_size={len(images)} over "
-                f"{count} processes: try {len(images) // 2}, or set it to auto"
-            )
-        fits = memory.batch_that_fits(self.network, images.shape[-1], self.device, len(images) // 2)
-        raise InputError(
-            f"the memory of {self.device.device} is too small for train.batch_size={len(images)}: "
-            + (f"{fits} would fit, or set it to auto" if fits else "not even 2 images fit, take a smaller model")
-        )
-
-    def _learn(self, images: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, count = processes.share(self.device, len(images)), self.device.num_processes
-        weight = (shares * self.weights).sum()
-        with self.device.autocast():
-            output = self.model(images[rows], rows.start, len(images))
-        loss = recipe.loss(output, shares[rows], self.weights)
-        self.optimizer.zero_grad()
-        self.device.backward(loss * (count / weight))  # the processes' gradients are averaged
-        if self.settings.clip:
-            self.device.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.optimizer.step()
-        return processes.summed(self.device, loss.detach()), weight, output.detach()
-
-    def _require_finite(self, validation: Mapping[str, float], rate: float) -> None:
-        """An epoch whose last step broke the weights has finite losses; it must not become a checkpoint or a model."""
-        weights = (weight.detach().sum() for weight in self._answering().parameters())
-        if not math.isfinite(validation["loss"] if validation else float(torch.stack([*weights]).sum())):
-            where = f"after epoch {self.epoch}, at learning rate {rate:.2g}"
-            raise DivergedError(f"the weights are no longer finite {where}: {REMEDY}")
-
-    def _answering(self) -> nn.Module:
-        """The network that answers: the moving average, if there is one."""
-        return self.average.module if self.average else self.network
-
-    def _validate(self) -> tuple[dict[str, float], NDArray[np.float64]]:
-        if self.validation is None:
-            return {}, np.empty((0, self.network.classes))
-        model = Ensemble([self._answering()], flip=self.settings.test_flip).eval()
-        found = []
-        with torch.inference_mode(), self.device.autocast():
-            for images, _ in self.validation.in_order():
-                rows = processes.share(self.device, len(images))
-                found.append(model(images[rows].float() / 255).float())
-        logits, targets = processes.joined(self.device, found), self.validation.targets.cpu()
-        weights = self.weights.cpu()
-        loss = recipe.loss(logits, recipe.smooth(targets, self.network.classes, 0), weights) / weights[targets].sum()
-        probabilities = softmax(logits)
-        return {"loss": float(loss), **self.score(_numpy(targets), probabilities)}, probabilities
-
-
-_NUMBERS = ("epoch", "since_best", "best")
-
-
-def _seed(seed: int, step: int) -> None:
-    # Each step has its own: what is drawn depends neither on the steps before nor on how many processes share it.
-    drawn = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-    torch.manual_seed(drawn)
-    np.random.seed(drawn)
-
-
-def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _numpy(targets: Tensor) -> NDArray[np.int64]:
-    array: NDArray[np.int64] = targets.cpu().numpy()
-    return array

@@ -23,7 +23,7 @@ from ultrasound.images.sources import phantom
 from ultrasound.learning import classifier
 from ultrasound.learning.classifier import Classifier
 from ultrasound.scoring import figures, metrics
-from ultrasound.tracking import runs
+from ultrasound.tracking import runs, store
 
 PACKAGE = Path(__file__).parents[1]
 REPORT = "evaluation"
@@ -72,7 +72,7 @@ def log(model: Classifier) -> None:
             signature=signature,
             input_example=pd.DataFrame({"image": [base64.b64encode(buffer.getvalue()).decode()]}),
         )
-    runs.tag(**{runs.MODEL_TAG: info.model_uri})
+    runs.tag(**{store.MODEL_TAG: info.model_uri})
 
 
 def load(model_uri: str) -> Classifier:

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from ultrasound.tracking.provenance import DIGESTS
-from ultrasound.tracking.runs import MODEL_TAG
+from ultrasound.tracking.store import MODEL_TAG
 
 CHAMPION = "champion"
 

@@ -21,25 +21,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Run
-from mlflow.environment_variables import (
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
-    MLFLOW_HTTP_REQUEST_TIMEOUT,
-    MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL,
-)
+from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 
 from ultrasound import NOTICE
-from ultrasound.errors import InputError
 from ultrasound.images.prepared import Prepared
-from ultrasound.learning.fitting import EpochResult
+from ultrasound.learning.loop import EpochResult
 from ultrasound.learning.processes import is_main
-from ultrasound.tracking import heartbeat
+from ultrasound.tracking import heartbeat, store
 from ultrasound.tracking import resume as resuming
 from ultrasound.tracking.resume import Resume
 
 P = ParamSpec("P")
 
-MODEL_TAG = "model_uri"  # of a run whose model can be evaluated and registered
-SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, or out of fold, at the chosen epoch
 INHERITED = ("data_digest", "split_digest", "dvc_lock", "git_commit", "code_digest", "ultrasound_version", "seed")
 SYSTEM_METRICS_SECONDS = 5
 
@@ -94,7 +87,7 @@ def run(
             resuming.claim(resume, run_id, held)
         with active, _told_end():
             _describe(run_id, verb, parameters, tags)
-            _require_artifact_store(active.info.artifact_uri)
+            store.require_artifacts(active.info.artifact_uri)
             with heartbeat.beating(run_id):
                 yield run_id
         if resume:  # it has ended well: there is nothing left to continue
@@ -217,53 +210,6 @@ def tag_of_active(name: str) -> str | None:
     return mlflow.get_run(active.info.run_id).data.tags.get(name) if active and is_main() else None
 
 
-def find(which: str, tags: Mapping[str, str]) -> Run:
-    """Find a run that has a model.
-
-    Args:
-        which: `best` (highest `SCORE`), `latest`, or a run id.
-        tags: what the run must carry. With the digests of data and split, no model is found that may have been
-            trained on images that are test images today.
-
-    Raises:
-        InputError: there is no such run, it has no model, or it does not carry the tags.
-    """
-    if which not in ("best", "latest"):
-        try:
-            found = mlflow.get_run(which)
-        except mlflow.MlflowException:
-            raise InputError(f"run {which!r} does not exist in {mlflow.get_tracking_uri()}") from None
-        if MODEL_TAG not in found.data.tags:
-            raise InputError(f"run {which} has no model: it is no finished run of train or of a trial")
-        if any(found.data.tags.get(name) != value for name, value in tags.items()):
-            raise InputError(f"run {which} was trained on other data or another split than today's: train anew")
-        return found
-    wanted = [f"tags.{name} = '{value}'" for name, value in tags.items()] + [f"tags.{MODEL_TAG} LIKE '%'"]
-    order = [f"metrics.`{SCORE}` DESC"] if which == "best" else []
-    runs: list[Run] = mlflow.search_runs(
-        filter_string=" AND ".join([*wanted, "attributes.status = 'FINISHED'"]),
-        order_by=[*order, "attributes.start_time DESC"], search_all_experiments=True, max_results=1,
-        output_format="list",
-    )  # fmt: skip
-    if not runs:
-        raise InputError(
-            f"no finished run with a model of today's data and split in {mlflow.get_tracking_uri()}: "
-            "run `mlflow run . -e train --env-manager local` first"
-        )
-    return runs[0]
-
-
-def check_store() -> tuple[bool, str]:
-    """Whether the tracking store answers within seconds, and its address."""
-    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
-    MLFLOW_HTTP_REQUEST_TIMEOUT.set(5)
-    try:
-        mlflow.search_experiments(max_results=1)
-    except Exception as error:  # a store's driver raises its own
-        return False, f"{mlflow.get_tracking_uri()} does not answer ({type(error).__name__})"
-    return True, str(mlflow.get_tracking_uri())
-
-
 def _describe(run_id: str, verb: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
     # `mlflow run -P` has logged its parameters as text; a second value of other spelling would be refused.
     known = mlflow.get_run(run_id).data
@@ -300,12 +246,3 @@ def _inherited(parent: Run) -> dict[str, str]:
     """Tags of a parent that are as true of its children; where its data and code come from."""
     kept = mlflow.get_run(parent.info.run_id).data.tags
     return {name: value for name, value in kept.items() if name in INHERITED}
-
-
-def _require_artifact_store(uri: str | None) -> None:
-    if str(uri).startswith("mlflow-artifacts:") and not mlflow.get_tracking_uri().startswith("http"):
-        raise InputError(
-            "this experiment was made by an MLflow server and keeps its artifacts there, but the tracking store is a "
-            "local file: set MLFLOW_TRACKING_URI to the server's address, or give an experiment of its own with "
-            "`mlflow run . --experiment-name NAME` (`make ui` starts the UI so that this does not happen)"
-        )

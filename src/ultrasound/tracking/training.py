@@ -21,7 +21,7 @@ from ultrasound.learning import backbone, fitting, memory, processes
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.classifier import Classifier, Ensemble, predict
-from ultrasound.learning.fitting import EpochResult
+from ultrasound.learning.loop import EpochResult
 from ultrasound.scoring import figures, metrics
 from ultrasound.sections import Params
 from ultrasound.tracking import models, runs

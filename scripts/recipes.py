@@ -1,0 +1,183 @@
+"""`make recipes`: train several recipes on the same grouped folds, and write what came of it into docs/results.md.
+
+Each recipe is `mlflow run . -e train -P train.folds=all ...` with what stands in `RECIPES`, a run in the experiment
+`recipes` like any other. Recipes that have a finished run of today's data and split are not trained again, and one that
+was stopped goes on. The locked test set takes no part. On two CPU cores a recipe takes the best part of an hour; two
+at once, each with `OMP_NUM_THREADS=1` and an `--only` of its own, take less than one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from mlflow.entities import Run
+
+from ultrasound import params
+from ultrasound.commands import PREPARED
+from ultrasound.errors import InputError
+from ultrasound.images import prepared
+from ultrasound.scoring import intervals
+from ultrasound.scoring.intervals import Interval
+from ultrasound.tracking import provenance
+
+EXPERIMENT = "recipes"
+DOCUMENT, FIGURE = Path("docs/results.md"), Path("docs/screenshots/recipes.png")
+BEGIN, END = "<!-- numbers: recipes -->\n", "<!-- end -->"
+RESAMPLES = 2000
+COMMON = {
+    "model.name": "tf_efficientnet_lite0",
+    "model.weights": "packaged",
+    "train.folds": "all",
+    "train.refit": False,
+    "train.choose": "last",
+}
+# Name -> what it changes of params.yaml. The first is the one that the others are compared with.
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+}
+SCORES = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
+          "macro_auc": "AUC, mean of classes"}  # fmt: skip
+
+
+def main() -> None:
+    """Train what is missing, then write the table and the figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="train no others")
+    parser.add_argument("--report", action="store_true", help="train nothing; write what finished runs gave")
+    arguments = parser.parse_args()
+    try:
+        found = {name: _finished(name) for name in RECIPES}
+        for name in arguments.only if not arguments.report else ():
+            if found[name] is None:
+                subprocess.run(command(name), check=True)
+                found[name] = _finished(name)
+        done = {name: run for name, run in found.items() if run}
+        if not done:
+            raise InputError("no recipe has a finished run of today's data and split")
+        DOCUMENT.write_text(_renewed(DOCUMENT.read_text(), table(done)))
+        FIGURE.parent.mkdir(parents=True, exist_ok=True)
+        curves(done).savefig(FIGURE, dpi=110)
+        print(f"{DOCUMENT} and {FIGURE}: renewed with {', '.join(done)}")
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
+
+
+def command(name: str) -> list[str]:
+    """What a user types to train a recipe."""
+    given = [part for key, value in (COMMON | RECIPES[name]).items() for part in ("-P", f"{key}={value}")]
+    return ["mlflow", "run", ".", "-e", "train", "--env-manager", "local", "--experiment-name", EXPERIMENT, *given]
+
+
+def table(runs: dict[str, Run]) -> str:
+    """The scores of finished recipes with intervals, differences from the first, spread over folds, commands."""
+    predictions = {name: _predictions(run) for name, run in runs.items()}
+    first, images = next(iter(runs)), next(iter(predictions.values()))
+    lines = [f"| recipe | {' | '.join(SCORES.values())} |", f"|---|{'---:|' * len(SCORES)}"]
+    for name, run in runs.items():
+        values = run.data.metrics
+        scores = [Interval(*(values[f"out_of_fold/{key}{end}"] for end in ("", "_low", "_high"))) for key in SCORES]
+        lines.append(_row(name, [_written(score) for score in scores]))
+    lines += ["", f"| recipe | macro-F1 less that of {first} | AUC less that of {first} | macro-F1 of the folds | "
+                  "mean ± sd |", "|---|---:|---:|---:|---:|"]  # fmt: skip
+    for name, run in runs.items():
+        less = [_written(_difference(key, predictions[first], predictions[name]), "+") if name != first else ""
+                for key in ("macro_f1", "macro_auc")]  # fmt: skip
+        folds = ", ".join(f"{child.data.metrics['best/macro_f1']:.3f}" for child in _folds(run))
+        spread = "{folds/macro_f1_mean:.3f} ± {folds/macro_f1_sd:.3f}".format_map(run.data.metrics)
+        lines.append(_row(name, [*less, folds, spread]))
+    tags = next(iter(runs.values())).data.tags
+    protocol = (
+        f"{len(images)} development images in {images['group'].nunique()} groups, predicted out of fold; one seed. "
+        f"Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code `{tags['git_commit'][:12]}`. In brackets, 95 % "
+        f"intervals of a bootstrap by group, {RESAMPLES} resamples; differences are paired."
+    )
+    commands = "\n".join(" ".join(command(name)) for name in runs)
+    return "\n".join([*lines, "", protocol, "", "```", commands, "```"])
+
+
+def curves(runs: dict[str, Run]) -> Figure:
+    """Validation loss and macro-F1 by epoch: the mean over the folds, and their range."""
+    client, figure = mlflow.MlflowClient(), Figure(figsize=(11, 4.2), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("loss", "macro_f1"), strict=True):
+        for number, (name, run) in enumerate(runs.items()):
+            histories = [client.get_metric_history(child.info.run_id, f"validation/{metric}") for child in _folds(run)]
+            values = np.array([[point.value for point in history] for history in histories])
+            epochs = [point.step for point in histories[0]]
+            axes.plot(epochs, values.mean(axis=0), "o-", ms=3, color=f"C{number}", label=name)
+            axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=f"C{number}", alpha=0.12)
+        axes.set(xlabel="epoch", title=f"validation {metric.replace('_', '-')}, mean and range of the folds")
+        axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _finished(name: str) -> Run | None:
+    """The newest finished run of a recipe on today's data and split."""
+    chosen = params.load(COMMON | RECIPES[name])
+    tags = provenance.tags(prepared.read(PREPARED))
+    values = params.flatten(chosen, ("model", "augment", "train"))
+    wanted = [f"params.`{key}` = '{value}'" for key, value in values.items() if key != "train.resume"]
+    wanted += [f"tags.{key} = '{tags[key]}'" for key in provenance.DIGESTS]
+    found: list[Run] = mlflow.search_runs(
+        filter_string=" AND ".join([*wanted, "tags.verb = 'train'", "attributes.status = 'FINISHED'"]),
+        experiment_names=[EXPERIMENT], max_results=1, output_format="list",
+    )  # fmt: skip
+    return found[0] if found else None
+
+
+def _folds(run: Run) -> list[Run]:
+    found: list[Run] = mlflow.search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}' AND tags.verb = 'fold'",
+        output_format="list",
+    )  # fmt: skip
+    return sorted(found, key=lambda child: int(child.data.tags["fold"]))
+
+
+def _predictions(run: Run) -> pd.DataFrame:
+    file = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/tables/predictions_out_of_fold.csv")
+    return pd.read_csv(file).sort_values("image_id", ignore_index=True)
+
+
+def _difference(metric: str, first: pd.DataFrame, second: pd.DataFrame) -> Interval:
+    """How much higher the second predictions score than the first, on the same resamples."""
+    columns = [column for column in first.columns if column.startswith("p_")]
+    labels = [column.removeprefix("p_") for column in columns]
+    targets = first["label"].map(labels.index).to_numpy()
+    drawn = intervals.bootstrap(
+        {
+            name: intervals.mean_of(metric, targets, [table[columns].to_numpy()])
+            for name, table in (("first", first), ("second", second))
+        },
+        first["group"].to_numpy(), RESAMPLES, 0,
+    )  # fmt: skip
+    return intervals.interval(drawn["second"] - drawn["first"])
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"| {' | '.join([name, *cells])} |"
+
+
+def _written(score: Interval, sign: str = "") -> str:
+    return f"{score.value:{sign}.3f} ({score.low:{sign}.3f} to {score.high:{sign}.3f})"
+
+
+def _renewed(text: str, numbers: str) -> str:
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise InputError(f"{DOCUMENT} holds no place for numbers: {BEGIN.strip()} ... {END}")
+    return f"{before}{begin}\n{numbers}\n\n{end}{after}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""The tracking store: whether it answers and takes artifacts, and which of its runs has the model that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+
+from ultrasound.errors import InputError
+
+MODEL_TAG = "model_uri"  # of a run whose model can be evaluated and registered
+SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, or out of fold, at the chosen epoch
+
+
+def find(which: str, tags: Mapping[str, str]) -> Run:
+    """Find a run that has a model.
+
+    Args:
+        which: `best` (highest `SCORE`), `latest`, or a run id.
+        tags: what the run must carry. With the digests of data and split, no model is found that may have been
+            trained on images that are test images today.
+
+    Raises:
+        InputError: there is no such run, it has no model, or it does not carry the tags.
+    """
+    if which not in ("best", "latest"):
+        try:
+            found = mlflow.get_run(which)
+        except mlflow.MlflowException:
+            raise InputError(f"run {which!r} does not exist in {mlflow.get_tracking_uri()}") from None
+        if MODEL_TAG not in found.data.tags:
+            raise InputError(f"run {which} has no model: it is no finished run of train or of a trial")
+        if any(found.data.tags.get(name) != value for name, value in tags.items()):
+            raise InputError(f"run {which} was trained on other data or another split than today's: train anew")
+        return found
+    wanted = [f"tags.{name} = '{value}'" for name, value in tags.items()] + [f"tags.{MODEL_TAG} LIKE '%'"]
+    order = [f"metrics.`{SCORE}` DESC"] if which == "best" else []
+    runs: list[Run] = mlflow.search_runs(
+        filter_string=" AND ".join([*wanted, "attributes.status = 'FINISHED'"]),
+        order_by=[*order, "attributes.start_time DESC"], search_all_experiments=True, max_results=1,
+        output_format="list",
+    )  # fmt: skip
+    if not runs:
+        raise InputError(
+            f"no finished run with a model of today's data and split in {mlflow.get_tracking_uri()}: "
+            "run `mlflow run . -e train --env-manager local` first"
+        )
+    return runs[0]
+
+
+def answers() -> tuple[bool, str]:
+    """Whether the tracking store answers within seconds, and its address."""
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
+    MLFLOW_HTTP_REQUEST_TIMEOUT.set(5)
+    try:
+        mlflow.search_experiments(max_results=1)
+    except Exception as error:  # a store's driver raises its own
+        return False, f"{mlflow.get_tracking_uri()} does not answer ({type(error).__name__})"
+    return True, str(mlflow.get_tracking_uri())
+
+
+def require_artifacts(uri: str | None) -> None:
+    """Refuse a run whose artifacts, kept at `uri`, this process could not write.
+
+    Raises:
+        InputError: an MLflow server keeps them, and the tracking store is a local file.
+    """
+    if str(uri).startswith("mlflow-artifacts:") and not mlflow.get_tracking_uri().startswith("http"):
+        raise InputError(
+            "this experiment was made by an MLflow server and keeps its artifacts there, but the tracking store is a "
+            "local file: set MLFLOW_TRACKING_URI to the server's address, or give an experiment of its own with "
+            "`mlflow run . --experiment-name NAME` (`make ui` starts the UI so that this does not happen)"
+        )
