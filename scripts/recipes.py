@@ -1,9 +1,9 @@
 """`make recipes`: train several recipes on the same grouped folds, and write what came of it into docs/results.md.
 
-Each recipe is `mlflow run . -e train -P train.folds=all ...` with what stands in `RECIPES`, a run in the experiment
-`recipes` like any other. Recipes that have a finished run of today's data and split are not trained again, and one that
-was stopped goes on. The locked test set takes no part. On two CPU cores a recipe takes the best part of an hour; two
-at once, each with `OMP_NUM_THREADS=1` and an `--only` of its own, take less than one after the other.
+Each recipe is `mlflow run . -e train -P train.folds=all ...` with what stands in scripts/recipes.yaml, a run in the
+experiment `recipes` like any other. Recipes that have a finished run of today's data and split are not trained again,
+and one that was stopped goes on. The locked test set takes no part. On two CPU cores a recipe takes the best part of
+an hour; two at once, each with `OMP_NUM_THREADS=1` and an `--only` of its own, take less than one after the other.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 
@@ -30,56 +31,60 @@ from ultrasound.tracking import provenance
 
 EXPERIMENT = "recipes"
 DOCUMENT, FIGURE = Path("docs/results.md"), Path("docs/screenshots/recipes.png")
+RECIPES = Path("scripts/recipes.yaml")
 BEGIN, END = "<!-- numbers: recipes -->\n", "<!-- end -->"
 RESAMPLES = 2000
-COMMON = {
-    "model.name": "tf_efficientnet_lite0",
-    "model.weights": "packaged",
-    "train.folds": "all",
-    "train.refit": False,
-    "train.choose": "last",
-}
-# Name -> what it changes of params.yaml. The first is the one that the others are compared with.
-RECIPES: dict[str, dict[str, Any]] = {
-    "plain": {},
-}
 SCORES = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
           "macro_auc": "AUC, mean of classes"}  # fmt: skip
 
 
 def main() -> None:
     """Train what is missing, then write the table and the figure."""
+    content = yaml.safe_load(RECIPES.read_text())
+    recipes = {name: content["common"] | changes for name, changes in content["recipes"].items()}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=list(RECIPES), default=list(RECIPES), help="train no others")
+    parser.add_argument("--only", nargs="+", choices=list(recipes), default=list(recipes), help="train no others")
     parser.add_argument("--report", action="store_true", help="train nothing; write what finished runs gave")
     arguments = parser.parse_args()
     try:
-        found = {name: _finished(name) for name in RECIPES}
         for name in arguments.only if not arguments.report else ():
-            if found[name] is None:
-                subprocess.run(command(name), check=True)
-                found[name] = _finished(name)
-        done = {name: run for name, run in found.items() if run}
-        if not done:
+            if finished(recipes[name]) is None:
+                subprocess.run(command(recipes[name]), check=True)
+        runs = {name: run for name, parameters in recipes.items() if (run := finished(parameters))}
+        if not runs:
             raise InputError("no recipe has a finished run of today's data and split")
-        DOCUMENT.write_text(_renewed(DOCUMENT.read_text(), table(done)))
+        commands = "\n".join(" ".join(command(recipes[name])) for name in runs)
+        DOCUMENT.write_text(_renewed(DOCUMENT.read_text(), f"{table(runs)}\n\n```\n{commands}\n```"))
         FIGURE.parent.mkdir(parents=True, exist_ok=True)
-        curves(done).savefig(FIGURE, dpi=110)
-        print(f"{DOCUMENT} and {FIGURE}: renewed with {', '.join(done)}")
+        curves(runs).savefig(FIGURE, dpi=110)
+        print(f"{DOCUMENT} and {FIGURE}: renewed with {', '.join(runs)}")
     except InputError as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
 
 
-def command(name: str) -> list[str]:
-    """What a user types to train a recipe."""
-    given = [part for key, value in (COMMON | RECIPES[name]).items() for part in ("-P", f"{key}={value}")]
+def command(parameters: dict[str, Any]) -> list[str]:
+    """What a user types to train with these parameters."""
+    given = [part for key, value in parameters.items() for part in ("-P", f"{key}={value}")]
     return ["mlflow", "run", ".", "-e", "train", "--env-manager", "local", "--experiment-name", EXPERIMENT, *given]
 
 
+def finished(parameters: dict[str, Any]) -> Run | None:
+    """The newest finished run with these parameters on today's data and split."""
+    tags = provenance.tags(prepared.read(PREPARED))
+    values = params.flatten(params.load(parameters), ("model", "augment", "train"))
+    wanted = [f"params.`{key}` = '{value}'" for key, value in values.items() if key != "train.resume"]
+    wanted += [f"tags.{key} = '{tags[key]}'" for key in provenance.DIGESTS]
+    found: list[Run] = mlflow.search_runs(
+        filter_string=" AND ".join([*wanted, "tags.verb = 'train'", "attributes.status = 'FINISHED'"]),
+        experiment_names=[EXPERIMENT], max_results=1, output_format="list",
+    )  # fmt: skip
+    return found[0] if found else None
+
+
 def table(runs: dict[str, Run]) -> str:
-    """The scores of finished recipes with intervals, differences from the first, spread over folds, commands."""
+    """The scores of finished recipes with intervals, differences from the first, spread over folds."""
     predictions = {name: _predictions(run) for name, run in runs.items()}
     first, images = next(iter(runs)), next(iter(predictions.values()))
     lines = [f"| recipe | {' | '.join(SCORES.values())} |", f"|---|{'---:|' * len(SCORES)}"]
@@ -97,12 +102,11 @@ def table(runs: dict[str, Run]) -> str:
         lines.append(_row(name, [*less, folds, spread]))
     tags = next(iter(runs.values())).data.tags
     protocol = (
-        f"{len(images)} development images in {images['group'].nunique()} groups, predicted out of fold; one seed. "
-        f"Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code `{tags['git_commit'][:12]}`. In brackets, 95 % "
-        f"intervals of a bootstrap by group, {RESAMPLES} resamples; differences are paired."
+        f"{len(images)} development images in {images['group'].nunique()} groups, predicted out of fold; one seed "
+        f"each. Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code `{tags['git_commit'][:12]}`. In "
+        f"brackets, 95 % intervals of a bootstrap by group, {RESAMPLES} resamples; differences are paired."
     )
-    commands = "\n".join(" ".join(command(name)) for name in runs)
-    return "\n".join([*lines, "", protocol, "", "```", commands, "```"])
+    return "\n".join([*lines, "", protocol])
 
 
 def curves(runs: dict[str, Run]) -> Figure:
@@ -119,20 +123,6 @@ def curves(runs: dict[str, Run]) -> Figure:
         axes.grid(alpha=0.3)
     axes.legend()
     return figure
-
-
-def _finished(name: str) -> Run | None:
-    """The newest finished run of a recipe on today's data and split."""
-    chosen = params.load(COMMON | RECIPES[name])
-    tags = provenance.tags(prepared.read(PREPARED))
-    values = params.flatten(chosen, ("model", "augment", "train"))
-    wanted = [f"params.`{key}` = '{value}'" for key, value in values.items() if key != "train.resume"]
-    wanted += [f"tags.{key} = '{tags[key]}'" for key in provenance.DIGESTS]
-    found: list[Run] = mlflow.search_runs(
-        filter_string=" AND ".join([*wanted, "tags.verb = 'train'", "attributes.status = 'FINISHED'"]),
-        experiment_names=[EXPERIMENT], max_results=1, output_format="list",
-    )  # fmt: skip
-    return found[0] if found else None
 
 
 def _folds(run: Run) -> list[Run]:
