@@ -39,6 +39,7 @@ from ultrasound.commands import VERIFIED
 from ultrasound.errors import InputError
 from ultrasound.images import catalog, prepared, splitting, verified
 from ultrasound.images.loading import Batches
+from ultrasound.images.preparation import Preparation
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import backbone, fitting, memory, recipe
 from ultrasound.learning.backbone import Network
@@ -54,6 +55,7 @@ def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50", help="timm model, untrained (default resnet50)")
+    parser.add_argument("--size", type=int, default=224, help="side of the images, pixels (default 224)")
     parser.add_argument("--steps", type=int, default=2, help="training steps a turn (default 2; on a GPU take 50)")
     parser.add_argument("--turns", type=int, default=5, help="turns of each (default 5)")
     parser.add_argument(
@@ -62,14 +64,17 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         params = parameters.load({"model.name": arguments.model, "model.weights": "none"})
-        data = prepared.read(BUILD / "prepared")
-        print(f"{_machine()}; {arguments.model}, {data.preparation.size} x {data.preparation.size} pixels")
+        table, splits = catalog.read(BUILD / "catalog.csv"), splitting.read(BUILD / "splits.csv")
+        preparation = Preparation(**params.preprocess.model_dump() | {"size": arguments.size})
+        print(f"{_machine()}; {arguments.model}, {arguments.size} x {arguments.size} pixels")
         if "prepare" in arguments.only:  # first, as the stage itself is no process with a network's memory to fork
-            _prepare(data, arguments.turns)
+            _prepare(table, splits, preparation, arguments.turns)
         if "start" in arguments.only:
             _start(arguments.turns)
         if "train" in arguments.only:
-            _train(params, data, arguments.steps, arguments.turns)
+            with tempfile.TemporaryDirectory() as folder:
+                data = prepared.write(table, splits, preparation, Path(folder, "prepared"))
+                _train(params, data, arguments.steps, arguments.turns)
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -175,19 +180,18 @@ def _timm(params: Params, data: Prepared, device: Accelerator, size: int, steps:
     return turn
 
 
-def _prepare(data: Prepared, turns: int) -> None:
-    table = catalog.read(BUILD / "catalog.csv")
+def _prepare(table: pd.DataFrame, splits: pd.DataFrame, preparation: Preparation, turns: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def ours() -> float:
             started = time.perf_counter()
             untouched = verified.untouched(VERIFIED)
-            prepared.write(table, data.samples, data.preparation, Path(folder, "prepared"), untouched)
+            prepared.write(table, splits, preparation, Path(folder, "prepared"), untouched)
             return len(table) / (time.perf_counter() - started)
 
         def pillow() -> float:
             started = time.perf_counter()
-            _with_pillow(table, data.preparation.size)
+            _with_pillow(table, preparation.size)
             return len(table) / (time.perf_counter() - started)
 
         speed = _by_turns({"ours": ours, "Pillow": pillow}, turns)
