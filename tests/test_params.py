@@ -42,7 +42,7 @@ def test_overrides_reach_their_section():
         ({"train.batch_size": "large"}, ["train.batch_size='large'", "integer or auto"]),
         ({"train.class_weights": "some"}, ["train.class_weights='some'", "auto or none or list"]),
         ({"train.ensemble": True}, ["train.ensemble", "train.folds=all"]),
-        ({"train.freeze": 30}, ["train.freeze=30", "30 epochs"]),
+        ({"train.freeze": 30}, ["train.freeze=30", "15 epochs"]),
         ({"train.ema": 1}, ["train.ema=1", "less than 1"]),
         ({"data.classes": ["benign", "benign"]}, ["data.classes", "twice"]),
         ({"tune.space": {"train.learning_rate": {"low": 1, "high": 0.1}}}, ["tune.space", "low < high"]),

@@ -123,6 +123,9 @@ class Train(Section):
     schedule: Literal["cosine", "plateau", "constant"] = Field(description="course of the learning rate after warm-up")
     warmup: float = Field(ge=0, le=50, description="epochs of linear warm-up after the frozen ones")
     label_smoothing: Share = Field(description="share of each target that is spread over all classes")
+    segmentation_weight: float = Field(
+        ge=0, le=100, description="weight of a second task beside the classes: where the lesion lies; 0: none"
+    )
     class_weights: Literal["auto", "none"] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
         description="weights of the classes in the loss: auto = inverse frequency, none, or a number a class"
     )
@@ -220,8 +223,8 @@ class Params(Section):
             )
         if train.ensemble and len(self.folds) < 2:
             raise ValueError("train.ensemble needs several folds: set train.folds=all")
-        if train.freeze >= train.epochs:
-            raise ValueError(f"train.freeze={train.freeze}: the backbone would never learn in {train.epochs} epochs")
+        if train.freeze > train.epochs:
+            raise ValueError(f"train.freeze={train.freeze}: there are {train.epochs} epochs in all")
         return self
 
 

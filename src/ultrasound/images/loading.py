@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ultrasound.images.preparation import Pixels
 
+LESION, UNKNOWN = 255, 128  # in a channel of masks; all of an image whose lesion nobody has outlined is unknown
 FREE_SHARE = 0.5  # images are kept on the device if they take no more of its free memory
 
 
@@ -27,6 +28,8 @@ class Batches:
         targets: (n,) class numbers.
         rows: positions of the wanted images in both; all by default.
         batch_size: images a batch.
+        masks: (n, height, width) bool, where the lesions are; images come with them as a second channel then.
+        outlined: (n,) whether an image has a mask, be it empty.
         resident: whether the images are kept on the device; by default, if they fit into half of its free memory.
     """
 
@@ -38,17 +41,19 @@ class Batches:
         device: torch.device,
         rows: NDArray[np.int64] | None = None,
         *,
+        masks: NDArray[np.bool_] | None = None,
+        outlined: NDArray[np.bool_] | None = None,
         resident: bool | None = None,
     ) -> None:
         self.rows = np.arange(len(targets)) if rows is None else rows
         self._targets = torch.from_numpy(np.asarray(targets)[self.rows])
         self.targets = self._targets.to(device)
         self.batch_size, self.device = batch_size, device
-        size = len(self.rows) * int(np.prod(images.shape[1:]))
+        self._source, self._masks, self._outlined = images, masks, outlined
+        size = len(self.rows) * int(np.prod(images.shape[1:])) * (1 if masks is None else 2)
         if resident is None:
             resident = size <= FREE_SHARE * _free_bytes(device)
-        self._source = images
-        self._resident = torch.from_numpy(np.asarray(images[self.rows])).unsqueeze(1).to(device) if resident else None
+        self._resident = self._stacked(self.rows).to(device) if resident else None
 
     def __len__(self) -> int:
         """Batches of a shuffled epoch."""
@@ -56,7 +61,7 @@ class Batches:
         return whole + (rest > 1)
 
     def in_order(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every image once, as (b, 1, height, width) uint8 and (b,) int64."""
+        """Yield every image once, as (b, 1, height, width) uint8 and (b,) int64; with masks, (b, 2, height, width)."""
         yield from self._fetched(torch.arange(len(self.targets)))
 
     def shuffled(self, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -76,10 +81,19 @@ class Batches:
             yield self._resident[chosen], self.targets[chosen]
 
     def _read(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        images, targets = torch.from_numpy(self._source[self.rows[chosen.numpy()]]).unsqueeze(1), self._targets[chosen]
+        images, targets = self._stacked(self.rows[chosen.numpy()]), self._targets[chosen]
         if self.device.type == "cuda":  # so that the copies do not hold up the device
             images, targets = images.pin_memory(), targets.pin_memory()
         return images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def _stacked(self, rows: NDArray[np.int64]) -> Tensor:
+        images = torch.from_numpy(np.asarray(self._source[rows]))
+        if self._masks is None:
+            return images.unsqueeze(1)
+        masks = torch.from_numpy(np.asarray(self._masks[rows])).to(torch.uint8) * LESION
+        if self._outlined is not None:
+            masks[torch.from_numpy(~self._outlined[rows])] = UNKNOWN
+        return torch.stack([images, masks], dim=1)
 
 
 def _ahead(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

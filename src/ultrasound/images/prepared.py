@@ -28,7 +28,8 @@ class Prepared(NamedTuple):
     Attributes:
         images: (n, size, size) uint8, memory-mapped.
         masks: (n, size, size) bool, memory-mapped; empty where there is no lesion or no mask.
-        samples: one row an image in the same order, the columns of build/splits.csv.
+        samples: one row an image in the same order, the columns of build/splits.csv and `outlined`: whether it has a
+            mask, be it empty.
         preparation: how the images were made from the files.
         data_digest, split_digest: what names the data and the split.
     """
@@ -82,7 +83,8 @@ def write(
             results = pool.map(_prepare_one, jobs, chunksize=8)
             for _ in tqdm(results, "prepare", len(jobs), leave=False, disable=None):
                 pass
-        splits.to_csv(unfinished / "samples.csv", index=False)
+        samples = splits.assign(outlined=(table["masks"] != "").to_numpy())
+        samples.to_csv(unfinished / "samples.csv", index=False)
         facts = {
             "preparation": dataclasses.asdict(preparation),
             "data_digest": catalog.digest(table),

@@ -69,6 +69,7 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         with torch.no_grad():
             width = self.backbone.eval()(torch.zeros(1, *config["input_size"])).shape[1]
+        self.input_size: tuple[int, int] = config["input_size"][1:]
         self.head = nn.Sequential(
             Dropout(dropout),
             nn.Linear(width, head_width),
@@ -83,15 +84,30 @@ class Network(nn.Module):
         Args:
             first, total: where several processes share a batch, the first of these rows in it, and all its rows.
         """
-        output = self.features(images)
+        return self.answer(self.features(images), first, total)
+
+    def answer(self, features: Tensor, first: int = 0, total: int | None = None) -> Tensor:
+        """What the head says to (b, features): (b, classes) logits. See `forward` for the others."""
+        output = features
         for layer in self.head:
             output = layer(output, first, total) if isinstance(layer, Dropout) else layer(output)
         return output
 
     def features(self, images: Tensor) -> Tensor:
         """What the head is given: (b, 1, height, width) float in [0, 1] -> (b, features)."""
-        features: Tensor = self.backbone((images.expand(-1, 3, -1, -1) - self.mean) / self.std)
+        features: Tensor = self.backbone(self._normalised(images))
         return features
+
+    def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head is given, and the last features before those that still lie where they were seen.
+
+        (b, 1, height, width) float in [0, 1] -> (b, features), (b, channels, about height / 16, width / 16).
+        """
+        last, maps = self.backbone.forward_intermediates(self._normalised(images), indices=2)
+        return self.backbone.forward_head(last, pre_logits=True), maps[0]
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.expand(-1, 3, -1, -1) - self.mean) / self.std
 
 
 def create(name: str, weights: str, classes: int, head_width: int, dropout: float, drop_path: float = 0.0) -> Network:

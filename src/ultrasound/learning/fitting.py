@@ -66,7 +66,7 @@ def fit(
     Raises:
         DivergedError: the loss is no longer finite.
         CheckpointError: a checkpoint cannot be written.
-        InputError: the GPU's memory is too small for the batch.
+        TooLargeError: the GPU's memory is too small for the batch.
     """
     loop = Loop(network, training, validation, settings, augment, score, device, on_step)
     found = checkpoints.load() if checkpoints and device.is_main_process else None

@@ -13,13 +13,12 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ultrasound.errors import InputError
-from ultrasound.images.augmentation import Augmentation
 from ultrasound.images.loading import Batches
-from ultrasound.learning import memory, processes, recipe
+from ultrasound.learning import processes, recipe, step
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.classifier import Ensemble, softmax
 from ultrasound.learning.divergence import REMEDY, DivergedError, LossWatch
+from ultrasound.learning.step import Stepper
 from ultrasound.sections import Augment, Train
 
 MONITOR = "macro_f1"  # the validation metric that chooses the epoch
@@ -60,20 +59,14 @@ class Loop:
         self.network, self.training, self.validation = network, training, validation
         self.settings, self.score, self.device = settings, score, device
         self.on_step = on_step
-        self.augmentation = Augmentation(augment)
-        self.mixing = recipe.Mixing(augment, network.classes, settings.label_smoothing)
         self.weights = recipe.class_weights(training.targets, network.classes, settings.class_weights)
-        # Convolutions on a CPU and on tensor cores are faster where the channels lie together.
-        network.to(memory_format=torch.channels_last)
-        processes.share_batch_norm(network, device)
-        self.optimizer = device.prepare(recipe.optimizer(network, settings, fused=True))
+        self.stepper = Stepper(network, settings, augment, self.weights, device)
+        self.optimizer = self.stepper.optimizer
         self.rates = recipe.Rates(self.optimizer.optimizer, settings, len(training))
         self.average = recipe.moving_average(network, settings.ema)
         self.epoch, self.since_best, self.best = 0, 0, -math.inf
         self.best_weights: dict[str, Tensor] | None = None
         self.history: list[EpochResult] = []
-        self.model: nn.Module = network
-        self.frozen: bool | None = None
 
     @property
     def has_stalled(self) -> bool:
@@ -85,35 +78,34 @@ class Loop:
 
         Raises:
             DivergedError: the loss is no longer finite.
-            InputError: the GPU's memory is too small for the batch.
+            TooLargeError: the GPU's memory is too small for the batch.
         """
         self.epoch += 1
-        self._set_frozen(self.epoch <= self.settings.freeze)
+        frozen = self.epoch <= self.settings.freeze
+        self.stepper.freeze(frozen)
         started = time.perf_counter()
         self.network.train()
-        self.network.backbone.train(not self.frozen)
-        watch, losses, weights, logits, targets = LossWatch(), [], [], [], []
-        for step, (images, target) in enumerate(self.training.shuffled(self.settings.seed, self.epoch), 1):
-            done = (self.epoch - 1) * len(self.training) + step
+        self.network.backbone.train(not frozen)
+        watch, steps, targets = LossWatch(), [], []
+        for number, (images, target) in enumerate(self.training.shuffled(self.settings.seed, self.epoch), 1):
+            done = (self.epoch - 1) * len(self.training) + number
             _seed(self.settings.seed, done)
             rate = self.rates.set(done - 1)
-            images, shares = self.mixing(self.augmentation(images.float() / 255), target)
-            loss, weight, output = self._step(images, shares)
-            watch.see(loss, self.epoch, step, rate)
+            taken = self.stepper.take(images, target)
+            watch.see(taken.loss, self.epoch, number, rate)
             if self.average:
                 self.average.update(self.network, done)
-            losses.append(loss)
-            weights.append(weight)
-            logits.append(output)
+            steps.append(taken)
             targets.append(target)
             self.on_step()
         watch.end()
-        loss = torch.stack(losses).sum() / torch.stack(weights).sum()
         seen = torch.cat(targets)
-        train = {"loss": loss.item()}  # waits for the device, so the clock is right
+        train = {"loss": step.mean(steps, "loss", "weight")}  # waits for the device, so the clock is right
         speed = len(seen) / (time.perf_counter() - started)
-        if not self.mixing.active:
-            train |= self.score(_numpy(seen), softmax(processes.joined(self.device, logits)))
+        if not self.stepper.mixing.active:
+            train |= self.score(_numpy(seen), softmax(processes.joined(self.device, [taken.logits for taken in steps])))
+        if self.stepper.outliner:
+            train["outline_loss"] = step.mean(steps, "outline_loss", "outlined")
         validation, probabilities = self._validate()
         self._require_finite(validation, rate)
         is_best = bool(validation) and validation[MONITOR] > self.best
@@ -121,7 +113,7 @@ class Loop:
             self.best, self.since_best = validation[MONITOR], 0
             if self.settings.choose == "best":
                 self.best_weights = _clone(self._answering().state_dict())
-        elif validation and not self.frozen:  # no plateau before the backbone learns
+        elif validation and not frozen:  # no plateau before the backbone learns
             self.since_best += 1
             self.rates.no_better(self.since_best)
         result = EpochResult(self.epoch, train, validation, rate, speed, is_best, probabilities)
@@ -138,6 +130,7 @@ class Loop:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.device.scaler.state_dict() if self.device.scaler else None,
+            "second_head": head.state_dict() if (head := self.stepper.second_head) else None,
             "average": self.average.module.state_dict() if self.average else None,
             "best_weights": self.best_weights,
             "numbers": {name: getattr(self, name) for name in _NUMBERS},
@@ -155,6 +148,8 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.device.scaler:
             self.device.scaler.load_state_dict(state["scaler"])
+        if self.stepper.second_head:
+            self.stepper.second_head.load_state_dict(state["second_head"])
         if self.average:
             self.average.module.load_state_dict(state["average"])
         self.best_weights, self.rates.scale = state["best_weights"], state["rate_scale"]
@@ -164,47 +159,6 @@ class Loop:
             EpochResult(**{**result, "probabilities": result["probabilities"].numpy()}) for result in state["history"]
         ]
         yield from self.history
-
-    def _set_frozen(self, frozen: bool) -> None:
-        if frozen == self.frozen:
-            return
-        self.frozen = frozen
-        self.network.backbone.requires_grad_(not frozen)
-        model = processes.wrap(self.network, self.device)
-        if self.settings.compile:
-            model.compile()
-        self.model = model
-
-    def _step(self, images: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Learn from a batch, of which this process takes its rows: its loss and weight, the rows' logits."""
-        try:
-            return self._learn(images, shares)
-        except torch.OutOfMemoryError:
-            pass  # what follows comes after the handler, whose traceback would keep the tensors alive
-        self.optimizer.zero_grad()
-        if (count := self.device.num_processes) > 1:  # the others are in the midst of a step: nothing can be tried now
-            raise InputError(
-                f"the memory of {self.device.device} is too small for its share of train.batch_size={len(images)} over "
-                f"{count} processes: try {len(images) // 2}, or set it to auto"
-            )
-        fits = memory.batch_that_fits(self.network, images.shape[-1], self.device, len(images) // 2)
-        raise InputError(
-            f"the memory of {self.device.device} is too small for train.batch_size={len(images)}: "
-            + (f"{fits} would fit, or set it to auto" if fits else "not even 2 images fit, take a smaller model")
-        )
-
-    def _learn(self, images: Tensor, shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows, count = processes.share(self.device, len(images)), self.device.num_processes
-        weight = (shares * self.weights).sum()
-        with self.device.autocast():
-            output = self.model(images[rows], rows.start, len(images))
-        loss = recipe.loss(output, shares[rows], self.weights)
-        self.optimizer.zero_grad()
-        self.device.backward(loss * (count / weight))  # the processes' gradients are averaged
-        if self.settings.clip:
-            self.device.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        self.optimizer.step()
-        return processes.summed(self.device, loss.detach()), weight, output.detach()
 
     def _require_finite(self, validation: Mapping[str, float], rate: float) -> None:
         """An epoch whose last step broke the weights has finite losses; it must not become a checkpoint or a model."""

@@ -8,10 +8,15 @@ import ctypes
 import torch
 from accelerate import Accelerator
 
+from ultrasound.errors import InputError
 from ultrasound.learning.backbone import Network
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 LARGEST_BATCH = 32  # of train.batch_size=auto: larger ones give small data too few steps
+
+
+class TooLargeError(InputError):
+    """A batch that the GPU's memory does not hold."""
 
 
 def keep_freed() -> None:

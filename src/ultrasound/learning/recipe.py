@@ -22,8 +22,10 @@ PLATEAU_FACTOR = 0.3
 WARMUP_START = 0.05  # of the peak learning rate
 
 
-def optimizer(network: Network, settings: Train, *, fused: bool) -> torch.optim.Optimizer:
-    """Adam or AdamW; layers and head with their own learning rates, no decay of biases and norms."""
+def optimizer(
+    network: Network, settings: Train, *, fused: bool, second_head: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """Adam or AdamW; layers and heads with their own learning rates, no decay of biases and norms."""
     decay = settings.weight_decay
     skipped: set[str] = getattr(network.backbone, "no_weight_decay", set)()
     groups = (
@@ -31,8 +33,9 @@ def optimizer(network: Network, settings: Train, *, fused: bool) -> torch.optim.
         if settings.layer_decay < 1
         else timm.optim.param_groups_weight_decay(network.backbone, decay, skipped)
     )
-    head = timm.optim.param_groups_weight_decay(network.head, decay)
-    groups += [{**group, "lr_scale": settings.head_rate} for group in head]
+    for head in filter(None, (second_head, network.head)):
+        found = timm.optim.param_groups_weight_decay(head, decay)
+        groups += [{**group, "lr_scale": settings.head_rate} for group in found]
     made: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
         groups, settings.optimizer, settings.learning_rate, decay, fused=fused
     )
@@ -51,7 +54,7 @@ class Rates:
         self.optimizer, self.settings = optimizer, settings
         self.frozen = settings.freeze * steps
         self.scale = 1.0  # lowered on plateaus
-        epochs = settings.epochs - settings.freeze
+        epochs = max(1, settings.epochs - settings.freeze)  # 1 where the head alone learns
         warmup = min(settings.warmup, epochs / 2)
         # timm's own plateau schedule cannot be resumed; a constant one, scaled, can.
         sched = "cosine" if settings.schedule == "cosine" else "constant"

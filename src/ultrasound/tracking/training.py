@@ -80,7 +80,8 @@ def train(
     for context, chosen in (("training", rows), ("validation", held_out)):
         if len(chosen):
             runs.log_dataset(prepared, chosen, params.data.source, context)
-    training = Batches(prepared.images, targets, batch_size, device.device, rows)
+    masks, outlined = _outlines(prepared, rows) if settings.segmentation_weight else (None, None)
+    training = Batches(prepared.images, targets, batch_size, device.device, rows, masks=masks, outlined=outlined)
     validation = Batches(prepared.images, targets, EVALUATION_BATCH, device.device, held_out) if len(held_out) else None
     history: list[EpochResult] = []
     known = runs.logged_epochs()
@@ -156,6 +157,13 @@ def log_examples(params: Params, prepared: Prepared) -> None:
     torch.manual_seed(params.train.seed)
     views = torch.stack([images, *(augmentation(images) for _ in range(VIEWS))], dim=1)[:, :, 0].numpy()
     runs.log_figure(figures.augmented(views, [str(labels[row]) for row in chosen]), "augmented_examples")
+
+
+def _outlines(prepared: Prepared, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    outlined = prepared.samples["outlined"].to_numpy(dtype=np.bool_)
+    if not prepared.masks[rows].any():
+        raise InputError("train.segmentation_weight: no training image has a lesion mask; set it to 0, or add masks")
+    return prepared.masks, outlined
 
 
 def _fitting_batch(network: Network, prepared: Prepared, device: Accelerator) -> int:
