@@ -22,7 +22,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "split": {"folds": 3},
     "preprocess": {"size": 64},
     "model": {"name": "test_resnet", "weights": "none", "head_width": 16},
-    "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.001},
+    # Two epochs are too few for a frozen one, and for an average over many steps.
+    "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.001, "freeze": 0, "ema": 0, "choose": "best"},
     "tune": {"trials": 2, "startup_trials": 1},
 }
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ultrasound.images.loading import Batches
+from ultrasound.images.loading import LESION, UNKNOWN, Batches
 
 CPU = torch.device("cpu")
 
@@ -49,6 +49,22 @@ def test_images_that_do_not_fit_are_read_from_a_memory_map_with_the_same_batches
     assert kept._resident is not None and read._resident is None
     for one, other in zip(kept.shuffled(3, 1), read.shuffled(3, 1), strict=True):
         assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_masks_come_as_a_second_channel_and_images_without_one_are_told_apart(resident):
+    masks = np.zeros((10, 4, 4), dtype=bool)
+    masks[3, 1:3, 1:3] = True
+    rows, outlined = np.array([3, 4, 5]), np.arange(10) != 5
+    (found, targets), *_ = batches(masks=masks, outlined=outlined, rows=rows, resident=resident).in_order()
+    assert targets.tolist() == [3, 4, 5]
+    assert found.shape == (3, 2, 4, 4)
+    assert found[:, 0].tolist() == [
+        image[0].tolist() for (part, _) in [next(batches(rows=rows).in_order())] for image in part
+    ]
+    assert torch.equal(found[0, 1], torch.from_numpy(masks[3]).to(torch.uint8) * LESION)
+    assert found[1, 1].unique().tolist() == [0]
+    assert found[2, 1].unique().tolist() == [UNKNOWN]
 
 
 def test_an_epoch_that_is_given_up_leaves_no_thread(tmp_path):

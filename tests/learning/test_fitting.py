@@ -16,10 +16,16 @@ from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.divergence import DivergedError
 from ultrasound.scoring import metrics
 
+# Each test adds to this what it is about, whatever recipe params.yaml holds.
+PLAIN = {
+    "device": "cpu", "batch_size": 8, "learning_rate": 0.003, "warmup": 0, "choose": "best", "patience": 8, "freeze": 0,
+    "optimizer": "adam", "head_rate": 1, "layer_decay": 1, "weight_decay": 0.0001, "segmentation_weight": 0,
+    "label_smoothing": 0, "class_weights": "auto", "ema": 0, "test_flip": False,
+}  # fmt: skip
+
 
 def settings(**train):
-    small = {"train.device": "cpu", "train.batch_size": 8, "train.learning_rate": 0.003, "train.warmup": 0}
-    return params.load(small | {f"train.{name}": value for name, value in train.items()}, PROJECT / "params.yaml")
+    return params.load({f"train.{name}": value for name, value in (PLAIN | train).items()}, PROJECT / "params.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +39,15 @@ def stripes():
     return images, targets
 
 
-def fit(stripes, network=None, folder=None, validate=True, until=None, augment=None, **train):
+def fit(stripes, network=None, folder=None, validate=True, until=None, augment=None, masks=None, **train):
     AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process otherwise
     images, targets = stripes
     chosen = params.override(settings(**train), {f"augment.{name}": value for name, value in (augment or {}).items()})
     device = fitting.accelerator(chosen.train)
     network = network or backbone.create("test_resnet", "none", 3, 16, 0.1)
     training, validation = (
-        Batches(images, targets, chosen.train.batch_size, device.device, rows)
-        for rows in (np.arange(32), np.arange(32, 48))
+        Batches(images, targets, chosen.train.batch_size, device.device, rows, masks=shown)
+        for rows, shown in ((np.arange(32), masks), (np.arange(32, 48), None))
     )
     results = fitting.fit(
         network, training, validation if validate else None, chosen.train, chosen.augment, metrics.epoch_score, device,
@@ -54,8 +60,16 @@ def weights_of(network):
     return torch.cat([tensor.flatten().float() for tensor in network.state_dict().values()])
 
 
+def outlines():
+    """Masks for the images of `stripes`: the first class is lesion all over, the others hold none."""
+    masks = np.zeros((48, 32, 32), dtype=bool)
+    masks[np.arange(48) % 3 == 0] = True
+    return masks
+
+
 # A recipe with everything in it that a checkpoint must hold.
-ALL = {"epochs": 6, "freeze": 1, "ema": 0.9, "optimizer": "adamw", "layer_decay": 0.8, "test_flip": True, "clip": 1}
+ALL = {"epochs": 6, "freeze": 1, "ema": 0.9, "optimizer": "adamw", "layer_decay": 0.8, "test_flip": True, "clip": 1,
+       "segmentation_weight": 0.5}  # fmt: skip
 
 
 def test_learns_and_ends_with_the_weights_of_the_best_epoch(stripes):
@@ -130,14 +144,14 @@ def test_bf16_trains_and_leaves_a_network_that_predicts_in_full_precision(stripe
 def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(stripes, tmp_path, schedule):
     mixed = {"mixup": 0.3, "cutmix": 0.3}
     options = {**ALL, "schedule": schedule, "patience": 3, "choose": "last"}
-    network, results, _ = fit(stripes, augment=mixed, **options)
+    network, results, _ = fit(stripes, augment=mixed, masks=outlines(), **options)
     whole = list(results)
     for stop in (1, 2, 4):  # in the frozen epochs, at the thaw, and later
-        _, results, _ = fit(stripes, folder=tmp_path, augment=mixed, **options)
+        _, results, _ = fit(stripes, folder=tmp_path, augment=mixed, masks=outlines(), **options)
         for result in results:
             if result.epoch == stop:
                 results.close()
-    resumed, results, _ = fit(stripes, folder=tmp_path, augment=mixed, **options)
+    resumed, results, _ = fit(stripes, folder=tmp_path, augment=mixed, masks=outlines(), **options)
     again = list(results)
     assert [result.epoch for result in again] == [1, 2, 3, 4, 5, 6]
     for one, other in zip(whole, again, strict=True):
