@@ -74,13 +74,14 @@ def finished(parameters: dict[str, Any]) -> Run | None:
     """The newest finished run with these parameters on today's data and split."""
     tags = provenance.tags(prepared.read(PREPARED))
     values = params.flatten(params.load(parameters), ("model", "augment", "train"))
-    wanted = [f"params.`{key}` = '{value}'" for key, value in values.items() if key != "train.resume"]
+    values.pop("train.resume")
+    wanted = ["tags.verb = 'train'", "attributes.status = 'FINISHED'"]
     wanted += [f"tags.{key} = '{tags[key]}'" for key in provenance.DIGESTS]
     found: list[Run] = mlflow.search_runs(
-        filter_string=" AND ".join([*wanted, "tags.verb = 'train'", "attributes.status = 'FINISHED'"]),
-        experiment_names=[EXPERIMENT], max_results=1, output_format="list",
-    )  # fmt: skip
-    return found[0] if found else None
+        filter_string=" AND ".join(wanted), experiment_names=[EXPERIMENT], output_format="list"
+    )
+    # What was given with -P is logged as it was typed: 0 is 0.0.
+    return next((run for run in found if all(_logged(run, key) == value for key, value in values.items())), None)
 
 
 def table(runs: dict[str, Run]) -> str:
@@ -119,10 +120,14 @@ def curves(runs: dict[str, Run]) -> Figure:
             epochs = [point.step for point in histories[0]]
             axes.plot(epochs, values.mean(axis=0), "o-", ms=3, color=f"C{number}", label=name)
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=f"C{number}", alpha=0.12)
-        axes.set(xlabel="epoch", title=f"validation {metric.replace('_', '-')}, mean and range of the folds")
+        axes.set(xlabel="epoch", title=f"validation {SCORES.get(metric, metric)}, mean and range of the folds")
         axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def _logged(run: Run, key: str) -> Any:
+    return yaml.safe_load(run.data.params.get(key, ""))
 
 
 def _folds(run: Run) -> list[Run]:
