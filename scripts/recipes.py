@@ -102,9 +102,11 @@ def table(runs: dict[str, Run]) -> str:
         spread = "{folds/macro_f1_mean:.3f} ± {folds/macro_f1_sd:.3f}".format_map(run.data.metrics)
         lines.append(_row(name, [*less, folds, spread]))
     tags = next(iter(runs.values())).data.tags
+    commit, _, changes = tags["git_commit"].partition("+")
+    code = commit[:12] + (f"+{changes}" if changes else "")  # it says so where files differed from the commit
     protocol = (
         f"{len(images)} development images in {images['group'].nunique()} groups, predicted out of fold; one seed "
-        f"each. Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code `{tags['git_commit'][:12]}`. In "
+        f"each. Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code `{code}`. In "
         f"brackets, 95 % intervals of a bootstrap by group, {RESAMPLES} resamples; differences are paired."
     )
     return "\n".join([*lines, "", protocol])
