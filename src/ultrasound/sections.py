@@ -11,6 +11,8 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
+Folds = Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]
+
 
 class Section(BaseModel):
     """A frozen group of parameters that refuses keys it does not know."""
@@ -100,9 +102,7 @@ class Augment(Section):
 class Train(Section):
     """One training, or one for every fold."""
 
-    folds: Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"] = Field(
-        description="development folds that validate, a training each: a number, a list, or all"
-    )
+    folds: Folds = Field(description="development folds that validate, a training each: a number, a list, or all")
     refit: bool = Field(description="after several folds: train on all development images; that is the model")
     ensemble: bool = Field(description="after several folds: the mean of the folds' models is the model, no refit")
     resume: bool = Field(description="continue an unfinished run of the same parameters, data and code")
@@ -139,12 +139,13 @@ class Train(Section):
 
 
 class Range(Section):
-    """What a trial may choose for one parameter: a range or a list."""
+    """What a trial may choose for one parameter: a range or a list, always or when others were chosen so."""
 
     low: float | None = None
     high: float | None = None
     log: bool = False
-    choices: tuple[int | float | str, ...] | None = None
+    choices: tuple[bool | int | float | str, ...] | None = None
+    when: dict[str, bool | int | float | str] = {}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Range:
@@ -160,11 +161,22 @@ class Tune(Section):
     """The search for better parameters."""
 
     study: Name = Field(description="name of the Optuna study; the same name continues it")
-    storage: str = Field(description="database of the study (SQLAlchemy address)")
-    trials: Count = Field(description="finished trials that the study shall hold")
+    storage: str = Field(description="database of the study: SQLite, or PostgreSQL; TUNE_STORAGE goes before it")
+    trials: Count = Field(description="finished trials that the study shall hold, over all workers")
+    timeout: float = Field(ge=0, description="minutes after which no trial begins, 0: none")
+    workers: Count = Field(description="processes of this machine that run trials; other machines join the study")
+    folds: Folds = Field(description="development folds of every trial, as train.folds")
+    metric: str = Field(description="what trials are compared by, out of fold: a metric of scoring/metrics.py")
+    direction: Literal["maximize", "minimize"] = Field(description="whether a higher or a lower value is better")
+    sampler: Literal["tpe", "random"] = Field(description="tpe: multivariate, learns from the trials before")
     startup_trials: int = Field(ge=0, description="random trials before TPE, and finished ones before pruning")
+    prune_epochs: Literal["median", "hyperband", "none"] = Field(description="stop a trial in its first fold")
+    prune_folds: float = Field(ge=0, lt=1, description="stop it after a fold below this p of Wilcoxon's test, 0: never")
+    repeats: int = Field(ge=0, description="other seeds with which the best is trained again; its first is the model")
+    offer: bool = Field(description="evaluate that model on the locked test set, register it, offer it as champion")
+    heartbeat: Count = Field(description="seconds between signs of life; a trial silent for 3 of them is tried again")
     seed: Seed = Field(description="seed of the sampler")
-    space: dict[str, Range] = Field(min_length=1, description="parameter -> low, high, log, or choices")
+    space: dict[str, Range] = Field(min_length=1, description="parameter -> low, high, log, or choices; when")
 
 
 class Evaluate(Section):
@@ -208,15 +220,25 @@ class Params(Section):
     @property
     def folds(self) -> tuple[int, ...]:
         """The folds of `train.folds`, one by one."""
-        chosen = self.train.folds
+        return self._each(self.train.folds)
+
+    @property
+    def tuned_folds(self) -> tuple[int, ...]:
+        """The folds of `tune.folds`, one by one."""
+        return self._each(self.tune.folds)
+
+    def _each(self, chosen: Folds) -> tuple[int, ...]:
         return tuple(range(self.split.folds)) if chosen == "all" else (chosen,) if isinstance(chosen, int) else chosen
 
     @model_validator(mode="after")
     def _fits_together(self) -> Params:
         train, weights = self.train, self.train.class_weights
-        if not self.folds or len(set(self.folds)) < len(self.folds) or max(self.folds) >= self.split.folds:
-            raise ValueError(f"train.folds={train.folds}: split.folds={self.split.folds}, so take all, or different "
-                             f"ones of 0 to {self.split.folds - 1}")  # fmt: skip
+        for key, given, each in (
+            ("train.folds", train.folds, self.folds), ("tune.folds", self.tune.folds, self.tuned_folds),
+        ):  # fmt: skip
+            if not each or len(set(each)) < len(each) or max(each) >= self.split.folds:
+                raise ValueError(f"{key}={given}: split.folds={self.split.folds}, so take all, or different "
+                                 f"ones of 0 to {self.split.folds - 1}")  # fmt: skip
         if isinstance(weights, tuple) and len(weights) != len(self.data.classes):
             raise ValueError(
                 f"train.class_weights={weights}: give one weight for each of {len(self.data.classes)} classes"

@@ -44,18 +44,22 @@ class CrossValidation(NamedTuple):
     def spread(self) -> dict[str, tuple[float, float]]:
         """Mean and standard deviation of the metrics over the folds."""
         over = {name: [values[name] for values in self.values.values()] for name in INTERVALS}
-        return {name: (float(np.mean(values)), float(np.std(values, ddof=1))) for name, values in over.items()}
+        return {
+            name: (float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan)
+            for name, values in over.items()
+        }
 
 
-def cross_validate(params: Params, prepared: Prepared, state: Path) -> CrossValidation:
+def cross_validate(params: Params, prepared: Prepared, state: Path, *, with_models: bool = True) -> CrossValidation:
     """Train for each of `params.folds` in a child of the active run, then make the model; log all of it.
 
     Args:
         state: folder of the run's checkpoints, a folder a child.
+        with_models: keep the model of every fold, where none is made of them all.
     """
     folds: dict[int, Trained] = {}
     values: dict[int, dict[str, float]] = {}
-    keep = not (params.train.refit or params.train.ensemble)
+    keep = with_models and not (params.train.refit or params.train.ensemble)
     shown = flatten(params, ("model", "augment", "train"))
     for fold in params.folds:
         name = f"fold-{fold}"

@@ -63,6 +63,11 @@ def is_alive(tags: Mapping[str, str]) -> bool:
         return False
 
 
+def is_gone(process: str) -> bool:
+    """Whether a process, as `marks` names it, was one of this machine and has ended."""
+    return process.startswith(f"{_machine()} ") and not is_alive({PROCESS_TAG: process})
+
+
 def sweep() -> None:
     """Close as KILLED the runs that are open though their process is gone."""
     client = mlflow.MlflowClient()

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import mlflow
 
 from ultrasound.errors import InputError
+from ultrasound.tracking import heartbeat
 
+HELD = "held"
 TAG = "resume_key"  # of runs that the same command continues
 
 
@@ -40,6 +42,17 @@ def unfinished(resume: Resume, held: contextlib.ExitStack) -> str | None:
     return None
 
 
+def status(run_id: str) -> str | None:
+    """`HELD` while a living process works on the run, else MLflow's word for how it ended; None if there is none."""
+    try:
+        run = mlflow.get_run(run_id)
+    except mlflow.MlflowException:
+        return None
+    if run.info.lifecycle_stage == "deleted":
+        return None
+    return HELD if run.info.status == "RUNNING" and heartbeat.is_alive(run.data.tags) else str(run.info.status)
+
+
 def claim(resume: Resume, run_id: str, held: contextlib.ExitStack) -> None:
     """Make the folder of a new run, for this process until `held` ends."""
     if not _lock(resume.folder / run_id, held):
@@ -52,7 +65,7 @@ def point_to(continued: str, made: str | None) -> None:
         client = mlflow.MlflowClient()
         client.update_run(made, name="signpost")
         client.set_tag(made, "continued_run", continued)
-        client.set_tag(made, "mlflow.note.content", f"Holds nothing: this command continued run {continued}.")
+        client.set_tag(made, "mlflow.note.content", f"Holds nothing: this command worked for run {continued}.")
 
 
 def _lock(folder: Path, held: contextlib.ExitStack) -> bool:

@@ -54,8 +54,9 @@ def unless_muted(function: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def run(
-    verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], resume: Resume | None = None
-) -> Iterator[str]:
+    verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], resume: Resume | None = None,
+    continued: str | None = None,
+) -> Iterator[str]:  # fmt: skip
     """Continue an unfinished run, join the one that `mlflow run` has made, or start one; yields its id.
 
     The run ends as FINISHED, as FAILED with the reason in its tag `failure`, or as KILLED by Ctrl-C or SIGTERM. Runs
@@ -66,6 +67,7 @@ def run(
         name: shown in the UI's list of runs.
         parameters: logged unless `mlflow run -P` has logged them already.
         resume: what tells an unfinished run of the same thing; None starts anew.
+        continued: id of the run to continue, where the caller knows it.
 
     Raises:
         InputError: the tracking store cannot hold artifacts of this process.
@@ -78,7 +80,7 @@ def run(
     heartbeat.sweep()
     marks = {**heartbeat.marks(), **({resuming.TAG: resume.key} if resume else {})}
     with contextlib.ExitStack() as held:
-        unfinished = resuming.unfinished(resume, held) if resume else None
+        unfinished = continued or (resuming.unfinished(resume, held) if resume else None)
         if unfinished:
             resuming.point_to(unfinished, os.environ.pop("MLFLOW_RUN_ID", None))
         active = mlflow.start_run(unfinished, run_name=name, log_system_metrics=True, tags=marks)
@@ -95,16 +97,21 @@ def run(
 
 
 @contextmanager
-def child(verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> Iterator[str]:
+def child(
+    verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], parent_id: str | None = None
+) -> Iterator[str]:
     """Start a child of the active run, or continue that of an earlier process; yields its id. Ends as `run` does.
 
     Nothing is logged with a child that has finished before.
+
+    Args:
+        parent_id: a run of another process whose child it is instead.
     """
     global _muted
     if not is_main():
         yield ""
         return
-    parent = mlflow.active_run()
+    parent = mlflow.get_run(parent_id) if parent_id else mlflow.active_run()
     earlier = _child_of(parent, name) if parent else None
     if earlier and earlier.info.status == "FINISHED":
         _muted = True
@@ -116,8 +123,13 @@ def child(verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str
     tags = {**(_inherited(parent) if parent else {}), **tags}
     with (
         mlflow.start_run(
-            earlier.info.run_id if earlier else None, run_name=name, nested=True, tags=heartbeat.marks()
-        ) as active,
+            earlier.info.run_id if earlier else None,
+            run_name=name,
+            nested=True,
+            tags=heartbeat.marks(),
+            experiment_id=parent.info.experiment_id if parent else None,
+            parent_run_id=parent_id,
+        ) as active,  # fmt: skip
         _told_end(),
     ):
         _describe(active.info.run_id, verb, parameters, tags)
@@ -125,28 +137,30 @@ def child(verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str
             yield active.info.run_id
 
 
-def logged_epochs() -> set[int]:
-    """Epochs whose metrics the active run holds already."""
+def logged_epochs(prefix: str = "") -> set[int]:
+    """Epochs whose metrics the active run holds already, under names with this prefix."""
     active = mlflow.active_run()
     if not active or not is_main():
         return set()
-    return {metric.step for metric in mlflow.MlflowClient().get_metric_history(active.info.run_id, "train/loss")}
+    return {
+        metric.step for metric in mlflow.MlflowClient().get_metric_history(active.info.run_id, f"{prefix}train/loss")
+    }
 
 
 @unless_muted
-def log_epoch(result: EpochResult) -> None:
+def log_epoch(result: EpochResult, prefix: str = "") -> None:
     """Log one epoch's metrics under `train/` and `validation/`, the epoch as step."""
     metrics = {f"train/{name}": value for name, value in result.train.items()}
     metrics |= {f"validation/{name}": value for name, value in result.validation.items()}
     metrics |= {"train/learning_rate": result.learning_rate, "train/images_per_second": result.images_per_second}
-    mlflow.log_metrics(metrics, step=result.epoch)
+    mlflow.log_metrics({f"{prefix}{name}": value for name, value in metrics.items()}, step=result.epoch)
 
 
 @unless_muted
-def log_metrics(metrics: Mapping[str, float], prefix: str) -> None:
-    """Log final values as `prefix/name`; the undefined ones (NaN) go into the tag `undefined_metrics` instead."""
+def log_metrics(metrics: Mapping[str, float], prefix: str, step: int | None = None) -> None:
+    """Log values as `prefix/name`; the undefined ones (NaN) go into the tag `undefined_metrics` instead."""
     named = {f"{prefix}/{name}": value for name, value in metrics.items()}
-    mlflow.log_metrics({name: value for name, value in named.items() if value == value})
+    mlflow.log_metrics({name: value for name, value in named.items() if value == value}, step=step)
     if undefined := [name for name, value in named.items() if value != value]:
         mlflow.set_tag("undefined_metrics", ", ".join(undefined))
 

@@ -50,6 +50,11 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
     return runs[0]
 
 
+def get(run_id: str) -> Run:
+    """The run of an id."""
+    return mlflow.get_run(run_id)
+
+
 def answers() -> tuple[bool, str]:
     """Whether the tracking store answers within seconds, and its address."""
     MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)

@@ -56,6 +56,7 @@ def train(
     *,
     checkpoints: Checkpoints | None = None,
     until: int | None = None,
+    prefix: str = "",
     on_epoch: Callable[[EpochResult], object] = lambda result: None,
 ) -> Trained:
     """Train on all development folds but `fold`, validate on that one, log every epoch with the active run.
@@ -65,6 +66,7 @@ def train(
         fold: None to train on all development images and validate on none.
         checkpoints: where to continue from and to save to.
         until: the epoch to stop after.
+        prefix: of the metrics' names, where one run holds several trainings.
         on_epoch: called after each epoch is logged; may raise to stop.
 
     Raises:
@@ -84,7 +86,7 @@ def train(
     training = Batches(prepared.images, targets, batch_size, device.device, rows, masks=masks, outlined=outlined)
     validation = Batches(prepared.images, targets, EVALUATION_BATCH, device.device, held_out) if len(held_out) else None
     history: list[EpochResult] = []
-    known = runs.logged_epochs()
+    known = runs.logged_epochs(prefix)
     steps = (until or settings.epochs) * len(training)
     with tqdm(total=steps, desc=title, unit="step", disable=None if processes.is_main() else True) as bar:
         for result in fitting.fit(
@@ -94,7 +96,7 @@ def train(
             history.append(result)
             bar.update(result.epoch * len(training) - bar.n)  # epochs of a checkpoint took no steps
             if result.epoch not in known:
-                runs.log_epoch(result)
+                runs.log_epoch(result, prefix)
             shown = {"epoch": result.epoch, "training loss": result.train["loss"], **result.validation}
             bar.set_postfix(shown)
             on_epoch(result)

@@ -1,0 +1,47 @@
+"""One at a time, over processes and machines: what is decided about a study is decided under its database's lock.
+
+The lock ends with the process that holds it, whatever ends that: the system gives back a locked file, PostgreSQL the
+lock of a connection that is gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy
+from sqlalchemy.pool import NullPool
+
+from ultrasound.errors import ParameterError
+
+
+@contextmanager
+def held(storage: str) -> Iterator[None]:
+    """Hold the lock of a database until the block ends; waits for whoever holds it.
+
+    Args:
+        storage: SQLAlchemy address, of SQLite in a file or of PostgreSQL.
+
+    Raises:
+        ParameterError: it is of another kind.
+    """
+    url = sqlalchemy.make_url(storage)
+    if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        with Path(f"{url.database}.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    elif url.get_backend_name() == "postgresql":
+        engine = sqlalchemy.create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            key = zlib.crc32(b"ultrasound")  # of one database; others have locks of their own
+            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
+            yield  # closing the connection gives the lock back
+    else:
+        raise ParameterError(
+            f"tune.storage={url.render_as_string()}: a study lives in SQLite (sqlite:///build/optuna.db) or in "
+            "PostgreSQL (postgresql://user:password@host/name)"
+        )

@@ -1,0 +1,181 @@
+"""One `tune` command: who holds the tuning run, the workers of this machine, and the end of the search.
+
+The first command of a study starts the tuning run and holds it. Commands that come while it is held, from this machine
+or another, join as workers; one that comes when the holder is gone takes the run over and brings it to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
+
+from ultrasound.errors import raise_on_signals
+from ultrasound.images import prepared
+from ultrasound.images.prepared import Prepared
+from ultrasound.params import flatten, override
+from ultrasound.search import mutex, report, space, study, trials, workers
+from ultrasound.sections import Params
+from ultrasound.tracking import folds, resume, runs
+from ultrasound.tracking.folds import CrossValidation
+
+
+class Search(NamedTuple):
+    """A study that this process works on.
+
+    Attributes:
+        study: the study.
+        parent_id: the tuning run.
+        is_holder: whether this process holds that run, and so brings the search to its end.
+        is_over: nothing is left to do.
+    """
+
+    study: optuna.Study
+    parent_id: str
+    is_holder: bool
+    is_over: bool
+
+
+class Repeat(NamedTuple):
+    """The best parameters, trained on every fold with another seed.
+
+    Attributes:
+        seed: of the training.
+        run_id: its run; that of the first repeat has the model.
+        crossed: what came of it.
+    """
+
+    seed: int
+    run_id: str
+    crossed: CrossValidation
+
+
+@contextmanager
+def opened(params: Params, data: Prepared, tags: Mapping[str, str], values: Mapping[str, Any]) -> Iterator[Search]:
+    """Open the study; start its tuning run, take it over, or join the process that holds it.
+
+    Args:
+        tags: of the run.
+        values: parameters that are logged with it.
+    """
+    address = study.storage_address(params.tune)
+    shared = {"data_digest": data.data_digest, "split_digest": data.split_digest, **space.fixed_values(params)}
+    with contextlib.ExitStack() as held:
+        with mutex.held(address):  # until the study knows its run
+            found = study.open_study(params, shared)
+            parent = str(found.user_attrs.get(study.PARENT, ""))
+            status = resume.status(parent) if parent else None
+            is_done = len(study.finished(found)) >= params.tune.trials
+            is_holder = not (status == resume.HELD or (is_done and status == "FINISHED"))
+            if is_holder:
+                name = f"tune-{params.model.name}"
+                parent = held.enter_context(runs.run("tune", name, values, tags, continued=parent if status else None))
+                found.set_user_attr(study.PARENT, parent)
+            else:
+                resume.point_to(parent, os.environ.pop("MLFLOW_RUN_ID", None))
+        yield Search(found, parent, is_holder, is_done and not is_holder)
+
+
+def work(search: Search, params: Params, folder: Path, tags: Mapping[str, str]) -> None:
+    """Run trials until the study holds its number, with `tune.workers` processes; shows how far it is.
+
+    Args:
+        folder: of the prepared data.
+        tags: of the trials' runs.
+    """
+    minutes = params.tune.timeout
+    deadline = time.time() + minutes * 60 if minutes else float("inf")
+    context = multiprocessing.get_context("spawn")
+    parent_id = None if search.is_holder else search.parent_id
+    others = [
+        context.Process(target=_other, args=(number, params, folder, dict(tags), search.parent_id, deadline))
+        for number in range(1, params.tune.workers)
+    ]
+    for process in others:
+        process.start()
+    try:
+        with tqdm(total=params.tune.trials, desc=params.tune.study, unit="trial", disable=None) as bar:
+
+            def show(found: optuna.Study) -> None:
+                bar.update(len(study.finished(found)) - bar.n)
+                bar.set_postfix_str(_state(found))
+
+            show(search.study)
+            _trials(0, search.study, params, prepared.read(folder), tags, parent_id, deadline, show)
+    except BaseException:
+        for process in others:
+            process.terminate()  # each closes its run and puts its trial in line again
+        raise
+    finally:
+        for process in others:
+            process.join()
+
+
+def finish(search: Search, params: Params, data: Prepared, tags: Mapping[str, str], state: Path) -> list[Repeat]:
+    """Log the search with the tuning run; train its best parameters again with other seeds, the first for the model.
+
+    Args:
+        state: folder of the run's checkpoints.
+    """
+    report.log(search.study)
+    best = study.best(search.study)
+    found = []
+    for number in range(params.tune.repeats):
+        seed = params.train.seed + 1 + number
+        chosen = override(
+            params,
+            {**best.params, "train.folds": params.tune.folds, "train.refit": number == 0, "train.seed": seed,
+             "train.ensemble": False},
+        )  # fmt: skip
+        name = f"best-{best.number:03d}-seed-{seed}"
+        shown = flatten(chosen, ("model", "augment", "train"))
+        with runs.child("best", name, shown, {**tags, "seed": str(seed), "trial": str(best.number)}) as run_id:
+            crossed = folds.cross_validate(chosen, data, state / name, with_models=False)
+        found.append(Repeat(seed, run_id, crossed))
+    return found
+
+
+def _trials(
+    number: int, found: optuna.Study, params: Params, data: Prepared, tags: Mapping[str, str], parent_id: str | None,
+    deadline: float, show: Any = lambda found: None,
+) -> None:  # fmt: skip
+    """Be a worker, the one of this number on this machine."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    elif params.tune.workers > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // params.tune.workers))
+    workers.work(
+        found, study.storage_address(params.tune), params.tune.trials, deadline,
+        lambda trial: trials.run(trial, params, data, tags, parent_id), show,
+    )  # fmt: skip
+
+
+def _other(
+    number: int, params: Params, folder: Path, tags: dict[str, str], parent_id: str, deadline: float
+) -> None:  # a process of its own
+    raise_on_signals()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shared = None
+    with contextlib.suppress(KeyboardInterrupt), mutex.held(study.storage_address(params.tune)):
+        shared = study.open_study(params, None)
+    if shared:
+        with contextlib.suppress(KeyboardInterrupt):
+            _trials(number, shared, params, prepared.read(folder), tags, parent_id, deadline)
+
+
+def _state(found: optuna.Study) -> str:
+    counts = {state: len(study.trials(found, state)) for state in (TrialState.COMPLETE, TrialState.PRUNED)}
+    failed = len(study.finished(found)) - sum(counts.values())
+    words = f"{counts[TrialState.COMPLETE]} complete, {counts[TrialState.PRUNED]} pruned, {failed} failed"
+    best: FrozenTrial | None = study.best(found) if counts[TrialState.COMPLETE] else None
+    return words + (f", best {best.value:.3f}" if best and best.value is not None else "")

@@ -1,0 +1,93 @@
+"""A trial: its parameters drawn, trained on each fold in one child run, given up early where it does not pay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import optuna
+
+from ultrasound.images.prepared import Prepared
+from ultrasound.learning.divergence import DivergedError
+from ultrasound.learning.loop import EpochResult
+from ultrasound.learning.memory import TooLargeError
+from ultrasound.params import flatten, override
+from ultrasound.scoring import metrics
+from ultrasound.search import space, study
+from ultrasound.search.pruning import fold_end
+from ultrasound.search.workers import TrialError
+from ultrasound.sections import Params
+from ultrasound.tracking import models, runs, training
+
+RUN, ORIGIN, RETRY_OF = "run_id", "origin", "retry_of"
+
+
+def name(number: int) -> str:
+    """Name of the child run of a trial."""
+    return f"trial-{number:03d}"
+
+
+def run(trial: optuna.Trial, params: Params, data: Prepared, tags: Mapping[str, str], parent_id: str | None) -> float:
+    """Train a trial's parameters on the folds of `tune.folds`; its value is `tune.metric` out of fold.
+
+    Args:
+        parent_id: the tuning run, where another process holds it.
+
+    Raises:
+        TrialPruned: its epochs or folds are too far behind those of the trials before.
+        TrialError: the loss is no longer finite, or the GPU's memory is too small.
+    """
+    chosen = override(params, space.suggest(trial, params))
+    shown = flatten(chosen, ("model", "augment", "train")) | {"train.folds": list(params.tuned_folds)}
+    about = {**tags, "trial": str(trial.number), ORIGIN: trial.user_attrs.get(ORIGIN, params.tune.sampler)}
+    if (before := study.retried(trial)) is not None:
+        about[RETRY_OF] = name(before)
+    ended: Exception | None = None
+    with runs.child("trial", name(trial.number), shown, about, parent_id) as run_id:
+        trial.set_user_attr(RUN, run_id)
+        try:
+            value = _folds(trial, chosen, data)
+        except optuna.TrialPruned as pruned:
+            ended = pruned  # raised again below: a pruned trial is a finished run, not a failed one
+            runs.tag(trial_state="pruned", trial_reason=str(pruned))
+        except (DivergedError, TooLargeError) as error:
+            runs.tag(trial_state="failed", trial_reason=str(error))
+            raise TrialError(str(error)) from error
+        else:
+            runs.tag(trial_state="complete")
+    if ended:
+        raise ended
+    return value
+
+
+def _folds(trial: optuna.Trial, params: Params, data: Prepared) -> float:
+    metric, parts = params.tune.metric, []
+    for number, fold in enumerate(params.tuned_folds):
+
+        def report(result: EpochResult) -> None:
+            if result.epoch < fold_end(params, 0):  # the last epoch is the fold's end
+                trial.report(result.validation[metric], result.epoch)
+                if trial.should_prune():
+                    raise optuna.TrialPruned(
+                        f"epoch {result.epoch} of the first fold: {metric} {result.validation[metric]:.3f} is behind "
+                        f"other trials ({params.tune.prune_epochs})"
+                    )
+
+        trained = training.train(
+            params, data, f"{name(trial.number)}, fold {fold}", fold, prefix=f"fold_{fold}/" if number else "",
+            on_epoch=report if number == 0 else lambda result: None,
+        )  # fmt: skip
+        parts.append(trained)
+        score = metrics.METRICS[metric](trained.targets, trained.chosen.probabilities)
+        runs.log_metrics({metric: score}, "folds", step=fold)
+        trial.report(score, fold_end(params, number))
+        if trial.should_prune():
+            raise optuna.TrialPruned(f"after {number + 1} folds: {metric} is behind the best trial's (Wilcoxon)")
+    targets = np.concatenate([part.targets for part in parts])
+    probabilities = np.concatenate([part.chosen.probabilities for part in parts])
+    labels = parts[0].model.labels
+    values = metrics.score(targets, probabilities, labels)
+    runs.log_metrics(values, "out_of_fold")
+    samples = data.samples.iloc[np.concatenate([part.rows for part in parts])]
+    runs.log_table(models.predictions(samples, labels, probabilities), "predictions_out_of_fold")
+    return values[metric]
