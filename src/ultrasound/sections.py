@@ -179,6 +179,17 @@ class Tune(Section):
     space: dict[str, Range] = Field(min_length=1, description="parameter -> low, high, log, or choices; when")
 
 
+class Compare(Section):
+    """Backbones side by side."""
+
+    models: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+(=.+)?$")], ...] = Field(
+        min_length=1, description="timm models, the first is what others are compared with; NAME=WEIGHTS: its own"
+    )
+    folds: Folds = Field(description="development folds, as train.folds")
+    probe: bool = Field(description="also a logistic regression on frozen features of the first model")
+    resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples of the 95 % intervals")
+
+
 class Evaluate(Section):
     """The locked test set."""
 
@@ -213,6 +224,7 @@ class Params(Section):
     augment: Augment
     train: Train
     tune: Tune
+    compare: Compare
     leakage: Leakage
     evaluate: Evaluate
     register_: Register = Field(alias="register")
@@ -227,6 +239,11 @@ class Params(Section):
         """The folds of `tune.folds`, one by one."""
         return self._each(self.tune.folds)
 
+    @property
+    def compared_folds(self) -> tuple[int, ...]:
+        """The folds of `compare.folds`, one by one."""
+        return self._each(self.compare.folds)
+
     def _each(self, chosen: Folds) -> tuple[int, ...]:
         return tuple(range(self.split.folds)) if chosen == "all" else (chosen,) if isinstance(chosen, int) else chosen
 
@@ -235,6 +252,7 @@ class Params(Section):
         train, weights = self.train, self.train.class_weights
         for key, given, each in (
             ("train.folds", train.folds, self.folds), ("tune.folds", self.tune.folds, self.tuned_folds),
+            ("compare.folds", self.compare.folds, self.compared_folds),
         ):  # fmt: skip
             if not each or len(set(each)) < len(each) or max(each) >= self.split.folds:
                 raise ValueError(f"{key}={given}: split.folds={self.split.folds}, so take all, or different "

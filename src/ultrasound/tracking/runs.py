@@ -218,6 +218,12 @@ def tag(**tags: str) -> None:
     mlflow.set_tags(tags)
 
 
+def active_id() -> str:
+    """The id of the active run; empty if there is none, or this process does not log."""
+    active = mlflow.active_run()
+    return str(active.info.run_id) if active and is_main() else ""
+
+
 def tag_of_active(name: str) -> str | None:
     """A tag of the active run; None if it has no such tag, or this process does not log."""
     active = mlflow.active_run()
