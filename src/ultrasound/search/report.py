@@ -80,7 +80,7 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "seconds": trial.duration.total_seconds() if trial.duration else None,
         "origin": attributes.get(trials.ORIGIN, "sampler"),
         "failure": attributes.get(study.FAILURE, ""),
-        "run_id": attributes.get(trials.RUN, ""),
+        "run_id": attributes.get(study.RUN, ""),
         **trial.params,
     }
 

@@ -17,6 +17,8 @@ FIXED = (
     "train.folds", "train.refit", "train.ensemble", "train.resume", "train.seed", "train.device", "train.precision",
     "train.compile",
 )  # fmt: skip
+# What is of one command or machine: trials may differ in it.
+OWN = ("train.folds", "train.refit", "train.ensemble", "train.resume", "train.device", "train.compile")
 COMPARED = ("tune.metric", "tune.direction", "tune.folds")  # what makes the values of two trials comparable
 
 
@@ -67,7 +69,10 @@ def check(params: Params) -> None:
 
 def fixed_values(params: Params) -> dict[str, Any]:
     """What all trials of a study share: the parameters that are not searched, and the space."""
-    values = {key: value for key, value in flatten(params, SECTIONS).items() if key not in params.tune.space}
+    values = {
+        key: value for key, value in flatten(params, SECTIONS).items()
+        if key not in params.tune.space and key not in OWN
+    }  # fmt: skip
     values |= {key: value for key, value in flatten(params, ("tune",)).items() if key in COMPARED}
     return values | {f"tune.space.{key}": allowed.model_dump(mode="json") for key, allowed in params.tune.space.items()}
 

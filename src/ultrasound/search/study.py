@@ -30,7 +30,8 @@ STORAGE_VARIABLE = "TUNE_STORAGE"  # with a password, which params.yaml is no pl
 GRACE = 3  # heartbeats
 RETRIES = 3
 WAIT_SECONDS = 60  # for a database that others are writing to
-PARENT, PROCESS, FAILURE = "parent_run", "process", "failure"  # attributes of a study and of a trial
+PARENT = "parent_run"  # attribute of a study
+PROCESS, RUN, FAILURE = "process", "run_id", "failure"  # attributes of a trial
 
 
 def storage_address(settings: Tune) -> str:
@@ -106,12 +107,17 @@ def best(study: optuna.Study) -> FrozenTrial:
 
 
 def retry_dead(study: optuna.Study) -> None:
-    """Put the trials in line again whose process is gone. To be called under the lock of the database."""
-    for trial in trials(study, TrialState.RUNNING):
+    """Put the trials in line again whose process is gone, and close their runs. Under the lock of the database."""
+    running = trials(study, TrialState.RUNNING)
+    for trial in running:
         if heartbeat.is_gone(trial.user_attrs.get(PROCESS, "")):
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             retry(study, trial.number)
     optuna.storages.fail_stale_trials(study)
+    failed = {trial.number for trial in trials(study, TrialState.FAIL)}  # others may have ended well meanwhile
+    for trial in running:
+        if trial.number in failed and RUN in trial.user_attrs:
+            heartbeat.close(trial.user_attrs[RUN])
 
 
 def retry(study: optuna.Study, number: int) -> None:

@@ -19,7 +19,7 @@ from ultrasound.search.workers import TrialError
 from ultrasound.sections import Params
 from ultrasound.tracking import models, runs, training
 
-RUN, ORIGIN, RETRY_OF = "run_id", "origin", "retry_of"
+ORIGIN, RETRY_OF = "origin", "retry_of"
 
 
 def name(number: int) -> str:
@@ -44,7 +44,7 @@ def run(trial: optuna.Trial, params: Params, data: Prepared, tags: Mapping[str, 
         about[RETRY_OF] = name(before)
     ended: Exception | None = None
     with runs.child("trial", name(trial.number), shown, about, parent_id) as run_id:
-        trial.set_user_attr(RUN, run_id)
+        trial.set_user_attr(study.RUN, run_id)
         try:
             value = _folds(trial, chosen, data)
         except optuna.TrialPruned as pruned:

@@ -70,14 +70,21 @@ def is_gone(process: str) -> bool:
 
 def sweep() -> None:
     """Close as KILLED the runs that are open though their process is gone."""
-    client = mlflow.MlflowClient()
     for run in mlflow.search_runs(
         filter_string=f"attributes.status = 'RUNNING' AND tags.{PROCESS_TAG} LIKE '%'",
         search_all_experiments=True, output_format="list",
     ):  # fmt: skip
         if not is_alive(run.data.tags):
-            client.set_tag(run.info.run_id, "failure", "its process was gone: killed, or its machine stopped")
-            client.set_terminated(run.info.run_id, "KILLED")
+            close(run.info.run_id)
+
+
+def close(run_id: str) -> None:
+    """Close a run as KILLED whose process is gone, unless it ended before."""
+    client = mlflow.MlflowClient()
+    if client.get_run(run_id).info.status != "RUNNING":
+        return
+    client.set_tag(run_id, "failure", "its process was gone: killed, or its machine stopped")
+    client.set_terminated(run_id, "KILLED")
 
 
 def _machine() -> str:

@@ -4,7 +4,7 @@ import pytest
 from tests.conftest import PROJECT
 from ultrasound import params
 from ultrasound.errors import ParameterError
-from ultrasound.learning import search_space
+from ultrasound.search import space as spaces
 
 
 def with_space(**space):
@@ -21,12 +21,13 @@ def with_space(**space):
         ("train.folds", {"choices": [0, 1]}, "train.folds cannot be searched"),
         ("train.seed", {"choices": [0, 1]}, "train.seed cannot be searched"),
         ("split.seed", {"choices": [0, 1]}, "split.seed cannot be searched"),
+        ("train.clip", {"low": 0, "high": 1, "when": {"train.optimizer": "adamw"}}, "waits for train.optimizer=adamw"),
         ("preprocess.size", {"choices": [64, 128]}, "preprocess.size cannot be searched"),
     ],
 )
 def test_spaces_that_mean_nothing_are_refused_before_the_first_trial(key, allowed, words):
     with pytest.raises(ParameterError) as caught:
-        search_space.check(with_space(**{key: allowed}))
+        spaces.check(with_space(**{key: allowed}))
     assert words in str(caught.value)
 
 
@@ -37,10 +38,10 @@ def test_drawn_values_lie_in_the_space_and_have_the_parameters_type():
         "train.schedule": {"choices": ["cosine", "constant"]},
     }
     loaded = with_space(**space)
-    search_space.check(loaded)
+    spaces.check(loaded)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
-        chosen = search_space.suggest(study.ask(), loaded).train
+        chosen = params.override(loaded, spaces.suggest(study.ask(), loaded)).train
         assert 0.0001 <= chosen.learning_rate <= 0.01
         assert 8 <= chosen.batch_size <= 64
         assert chosen.schedule in ("cosine", "constant")
@@ -49,7 +50,39 @@ def test_drawn_values_lie_in_the_space_and_have_the_parameters_type():
 
 def test_what_trials_share_names_the_rest_and_the_space():
     loaded = with_space(**{"train.learning_rate": {"low": 0.0001, "high": 0.01}})
-    shared = search_space.fixed_values(loaded)
+    shared = spaces.fixed_values(loaded)
     assert "train.learning_rate" not in shared
-    assert shared["train.folds"] == 0
+    assert shared["train.epochs"] == loaded.train.epochs
+    assert shared["tune.metric"] == "macro_f1"
+    assert "train.device" not in shared  # machines of a team differ
     assert shared["tune.space.train.learning_rate"]["high"] == 0.01
+
+
+CONDITIONAL = {
+    "train.optimizer": {"choices": ["adam", "adamw"]},
+    "train.weight_decay": {"low": 0.01, "high": 0.1, "when": {"train.optimizer": "adamw"}},
+}
+
+
+def test_a_condition_decides_whether_a_value_is_drawn():
+    loaded = with_space(**CONDITIONAL)
+    spaces.check(loaded)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, multivariate=True, group=True))
+    seen = set()
+    for _ in range(20):
+        trial = study.ask()
+        drawn = spaces.suggest(trial, loaded)
+        assert ("train.weight_decay" in drawn) == (drawn["train.optimizer"] == "adamw")
+        seen.add(drawn["train.optimizer"])
+        study.tell(trial, 0.5)
+    assert seen == {"adam", "adamw"}
+
+
+def test_the_defaults_are_those_of_the_file_where_the_space_holds_them():
+    changed = {"train.optimizer": "adamw", "train.weight_decay": 0.05}
+    loaded = params.load({"tune.space": CONDITIONAL, **changed}, PROJECT / "params.yaml")
+    assert spaces.defaults(loaded) == changed
+    loaded = params.override(loaded, {"train.weight_decay": 0.5})
+    assert spaces.defaults(loaded) == {"train.optimizer": "adamw"}
+    loaded = params.override(loaded, {"train.optimizer": "adam"})
+    assert spaces.defaults(loaded) == {"train.optimizer": "adam"}

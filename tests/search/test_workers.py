@@ -1,0 +1,85 @@
+"""Workers that share a study: exactly the trials that were asked for, whoever starts when and whoever dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import mlflow
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from tests.conftest import PROJECT, environment
+from tests.search import databases
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request, tmp_path):
+    """The address of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/build/study.db"
+    else:
+        with databases.postgresql(tmp_path) as address:
+            yield address
+
+
+def start(folder, storage, count, seconds):
+    folder.mkdir(exist_ok=True)
+    path = os.pathsep.join((str(PROJECT / "src"), str(PROJECT)))
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.search.trivial", storage, str(count), str(seconds)],
+        cwd=folder, env=environment(PYTHONPATH=path, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def children(folder):
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return client.search_runs(["0"], "tags.verb = 'trial'", max_results=1000)
+
+
+def test_four_that_start_at_once_on_an_empty_folder_run_a_hundred_trials_together(tmp_path, storage):
+    folder = tmp_path / "project"
+    started = [start(folder, storage, 100, 0.05) for _ in range(4)]
+    said = [process.communicate(timeout=600)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * 4, said
+    roles = [words.splitlines() for words in said]
+    first = [next(line for line in lines if line.startswith(("holder", "worker"))).split() for lines in roles]
+    assert sorted(role for role, _ in first) == ["holder", "worker", "worker", "worker"]
+    assert len({parent for _, parent in first}) == 1
+    assert all(any(line.startswith("trial") for line in lines) for lines in roles)  # each had some of the work
+    trials = optuna.load_study(study_name="breast-ultrasound", storage=storage).trials
+    assert [trial.number for trial in trials] == list(range(100))
+    assert all(trial.state == TrialState.COMPLETE for trial in trials)
+    found = children(folder)
+    assert sorted(int(run.data.tags["trial"]) for run in found) == list(range(100))
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in found} == {first[0][1]}
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_trial_of_a_worker_that_dies_is_tried_again_and_its_run_closed(tmp_path, storage, number):
+    folder = tmp_path / "project"
+    processes = [start(folder, storage, 12, 1.0) for _ in range(3)]
+    lines = iter(processes[1].stdout.readline, "")
+    mine = next(int(line.split()[1]) for line in lines if line.startswith("trial"))
+    time.sleep(0.3)
+    processes[1].send_signal(number)
+    processes[1].wait()
+    for process in (processes[0], processes[2]):
+        assert process.wait(timeout=600) == 0, process.stdout.read()
+    trials = optuna.load_study(study_name="breast-ultrasound", storage=storage).trials
+    by_state = {state: [t for t in trials if t.state == state] for state in TrialState}
+    assert len(by_state[TrialState.COMPLETE]) == 12
+    assert [trial.number for trial in by_state[TrialState.FAIL]] == [mine]
+    assert not by_state[TrialState.RUNNING]
+    assert not by_state[TrialState.WAITING]
+    (again,) = [trial for trial in trials if trial.system_attrs.get("failed_trial") == mine]
+    assert again.params["x"] == trials[mine].params["x"]
+    started = again.datetime_start - trials[mine].datetime_complete
+    assert started.total_seconds() < 3 + 1.5  # grace of three heartbeats, and a trial
+    status = {int(run.data.tags["trial"]): run.info.status for run in children(folder)}
+    assert status.pop(mine) == "KILLED"
+    assert set(status.values()) == {"FINISHED"}
