@@ -222,15 +222,6 @@ def test_tune_leaves_a_parent_and_children_one_of_them_pruned(project: Path):
     assert client(project).get_model_version_by_alias("tuned", "champion").tags["run_id"] == best.info.run_id
 
 
-def test_a_study_whose_trials_all_fail_ends(project: Path):
-    storage = f"sqlite:///{project}/build/optuna.db"
-    study = optuna.create_study(study_name="failing", storage=storage, direction="maximize")
-    for _ in range(2):
-        study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
-    refused = ultrasound(project, "tune", "--tune.study", "failing", "--tune.trials", "2", expect=1)
-    assert "no trial came to an end" in refused.stderr
-
-
 def test_evaluate_scores_the_locked_test_set(project: Path, trained):
     output = mlflow_run(project, "evaluate", f"evaluate.run={trained.info.run_id}").stdout
     run = runs(project, "evaluate")[-1]

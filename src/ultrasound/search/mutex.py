@@ -15,7 +15,15 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy.pool import NullPool
 
-from ultrasound.errors import ParameterError
+from ultrasound.errors import InputError, ParameterError
+
+
+def _connected(engine: sqlalchemy.Engine, url: sqlalchemy.URL) -> sqlalchemy.Connection:
+    try:
+        return engine.connect()
+    except sqlalchemy.exc.OperationalError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise InputError(f"the study's database {url.render_as_string()} does not answer: {reason}") from None
 
 
 @contextmanager
@@ -27,6 +35,7 @@ def held(storage: str) -> Iterator[None]:
 
     Raises:
         ParameterError: it is of another kind.
+        InputError: it does not answer.
     """
     url = sqlalchemy.make_url(storage)
     if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
@@ -36,7 +45,7 @@ def held(storage: str) -> Iterator[None]:
             yield
     elif url.get_backend_name() == "postgresql":
         engine = sqlalchemy.create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
+        with _connected(engine, url) as connection:
             key = zlib.crc32(b"ultrasound")  # of one database; others have locks of their own
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
             yield  # closing the connection gives the lock back

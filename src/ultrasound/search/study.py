@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-import sqlalchemy
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -49,22 +48,17 @@ def open_study(params: Params, shared: Mapping[str, Any] | None) -> optuna.Study
             this was checked before.
 
     Raises:
-        InputError: the database does not answer, or the study was begun with other values.
+        InputError: the study was begun with other values.
     """
     settings, address = params.tune, storage_address(params.tune)
     is_sqlite = address.startswith("sqlite")
-    try:
-        storage = RDBStorage(
-            address,
-            engine_kwargs={"connect_args": {"timeout": WAIT_SECONDS}} if is_sqlite else {"pool_pre_ping": True},
-            heartbeat_interval=settings.heartbeat,
-            grace_period=GRACE * settings.heartbeat,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
-        )
-    except sqlalchemy.exc.OperationalError as error:
-        reason = str(error.orig).strip().splitlines()[0]
-        shown = sqlalchemy.make_url(address).render_as_string()
-        raise InputError(f"the study's database {shown} does not answer: {reason}") from None
+    storage = RDBStorage(
+        address,
+        engine_kwargs={"connect_args": {"timeout": WAIT_SECONDS}} if is_sqlite else {"pool_pre_ping": True},
+        heartbeat_interval=settings.heartbeat,
+        grace_period=GRACE * settings.heartbeat,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
+    )
     study = optuna.create_study(
         storage=storage, study_name=settings.study, direction=settings.direction, load_if_exists=True,
         sampler=_sampler(settings), pruner=FoldsAndEpochs(params),

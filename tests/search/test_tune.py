@@ -1,0 +1,187 @@
+"""`tune` through the command line: stopped and continued, joined, failing trials, and what is left at the end."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import mlflow
+import optuna
+import pandas as pd
+import pytest
+import torch
+import yaml
+from optuna.trial import TrialState
+from safetensors.torch import save_file
+
+from tests.conftest import SMALL, copy_project, environment, run_in, ultrasound
+from ultrasound.learning import backbone
+
+QUICK = ("--train.epochs", "1", "--tune.folds", "[0, 1]", "--tune.repeats", "1", "--tune.startup_trials", "2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A project of its own, as the searches end with registered versions."""
+    made = copy_project(tmp_path_factory.mktemp("tune"), SMALL)
+    run_in(made, "dvc", "repro")
+    return made
+
+
+def client(folder):
+    return mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+
+
+def study(folder, name):
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/build/optuna.db")
+
+
+def children(folder, parent, verb):
+    return client(folder).search_runs(["0"], f"tags.`mlflow.parentRunId` = '{parent}' AND tags.verb = '{verb}'")
+
+
+def start(folder, *options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "ultrasound", "tune", *QUICK, *options], cwd=folder, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds=120):
+    ends = time.time() + seconds
+    while not condition():
+        assert time.time() < ends, "it did not come"
+        time.sleep(0.2)
+
+
+def complete(folder, name):
+    try:
+        return len([t for t in study(folder, name).trials if t.state == TrialState.COMPLETE])
+    except Exception:  # neither file nor table nor study is there yet
+        return 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_search_that_is_stopped_goes_on_in_the_same_run_and_loses_nothing(folder, number, code):
+    name = f"stopped-{number.name}"
+    options = ("--tune.study", name, "--tune.trials", "4")
+    first = start(folder, *options)
+    wait_for(lambda: complete(folder, name) >= 1)
+    first.send_signal(number)
+    first.communicate(timeout=60)
+    assert first.returncode == code
+    before = study(folder, name)
+    kept = {t.number: t.value for t in before.trials if t.state == TrialState.COMPLETE}
+    again = ultrasound(folder, "tune", *QUICK, *options).stdout
+    after = study(folder, name)
+    assert before.user_attrs["parent_run"] == after.user_attrs["parent_run"]
+    assert after.user_attrs["parent_run"] in again
+    finished = {t.number: t.value for t in after.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}
+    assert len(finished) == 4
+    assert kept.items() <= finished.items()
+    stopped = [t for t in after.trials if t.state == TrialState.FAIL]
+    assert len(stopped) <= 1
+    for trial in stopped:
+        assert any(t.system_attrs.get("failed_trial") == trial.number for t in after.trials)
+    everything = client(folder).search_runs(["0"])
+    assert "RUNNING" not in {run.info.status for run in everything}
+    done = ultrasound(folder, "tune", *QUICK, *options).stdout
+    assert f"study {name} holds its 4 trials already" in done
+    assert len(client(folder).search_runs(["0"])) == len(everything)  # it starts no run to say so
+
+
+def test_a_second_command_joins_the_first(folder):
+    options = ("--tune.study", "joined", "--tune.trials", "6", "--tune.workers", "2")
+    first = start(folder, *options)
+    wait_for(lambda: complete(folder, "joined") >= 1)
+    second = start(folder, *options[:-2])
+    said = [process.communicate(timeout=300) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [0, 0], said
+    parent = study(folder, "joined").user_attrs["parent_run"]
+    assert f"run {parent}, held by another process" in said[1][0]
+    found = children(folder, parent, "trial")
+    assert len(found) == 6
+    assert len({run.data.tags["process"] for run in found}) >= 2
+    assert client(folder).get_run(parent).info.status == "FINISHED"
+
+
+def test_what_a_finished_search_leaves(folder):
+    options = ("--tune.study", "whole", "--tune.trials", "5", "--register.name", "tuned")
+    said = ultrasound(folder, "tune", *QUICK, *options).stdout
+    found = study(folder, "whole")
+    assert found.trials[0].user_attrs["origin"] == "params.yaml"
+    assert found.trials[0].params["train.learning_rate"] == 0.001
+    parent = client(folder).get_run(found.user_attrs["parent_run"])
+    artifacts = {file.path for file in client(folder).list_artifacts(parent.info.run_id, "figures")}
+    names = ("history", "parallel_coordinates", "slices", "intermediate_values")
+    assert {f"figures/{name}.png" for name in names} | {"figures/search.html"} <= artifacts
+    page = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/figures/search.html")
+    assert "Plotly.newPlot" in page
+    assert 'src="http' not in page  # it opens without a network
+    trials = pd.read_csv(client(folder).download_artifacts(parent.info.run_id, "tables/trials.csv"))
+    assert trials["trial"].tolist() == list(range(5))
+    best = yaml.safe_load(mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/best_params.yaml"))
+    assert best["train"]["learning_rate"] == found.best_params["train.learning_rate"]
+    for run in children(folder, parent.info.run_id, "trial"):
+        number = int(run.data.tags["trial"])
+        trial = found.trials[number]
+        assert run.data.tags["trial_state"] == trial.state.name.lower()
+        assert float(run.data.params["train.learning_rate"]) == trial.params["train.learning_rate"]
+        if trial.state == TrialState.COMPLETE:
+            assert run.data.metrics["out_of_fold/macro_f1"] == pytest.approx(trial.value)
+            by_fold = client(folder).get_metric_history(run.info.run_id, "folds/macro_f1")
+            assert [point.step for point in by_fold] == [0, 1]
+    (again,) = children(folder, parent.info.run_id, "best")
+    assert again.data.tags["seed"] == "1"  # not the seed that the choice was made with
+    version = client(folder).get_model_version_by_alias("tuned", "champion")
+    assert version.tags["run_id"] == again.info.run_id
+    assert "tuned version 1: Champion" in said
+    assert len(children(folder, parent.info.run_id, "evaluate")) == 1
+
+
+def test_a_trial_that_fails_by_itself_fails_alone(folder):
+    network = backbone.create("test_resnet", "none", 3, 16, 0.1).backbone.state_dict()
+    broken = {name: torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else tensor
+              for name, tensor in network.items()}  # fmt: skip
+    save_file(broken, folder / "broken.safetensors")
+    made = optuna.create_study(study_name="diverging", storage=f"sqlite:///{folder}/build/optuna.db",
+                               direction="maximize")  # fmt: skip
+    for weights in ("none", "broken.safetensors", "none"):
+        made.enqueue_trial({"model.weights": weights})
+    options = ("--tune.study", "diverging", "--tune.trials", "3", "--tune.repeats", "0", "--tune.space",
+               "{model.weights: {choices: [none, broken.safetensors]}}")  # fmt: skip
+    ultrasound(folder, "tune", *QUICK, *options)
+    found = study(folder, "diverging")
+    assert [trial.state.name for trial in found.trials[:3]] == ["COMPLETE", "FAIL", "COMPLETE"]
+    runs = {run.data.tags["trial"]: run for run in children(folder, found.user_attrs["parent_run"], "trial")}
+    assert runs["1"].info.status == "FAILED"
+    assert runs["1"].data.tags["trial_state"] == "failed"
+    assert "nan in epoch 1, batch 1" in runs["1"].data.tags["trial_reason"]
+    assert {runs[number].info.status for number in "02"} == {"FINISHED"}
+    assert len(found.trials) == 4  # the one of params.yaml waits: three were asked for
+
+
+def test_a_study_whose_trials_all_fail_ends_and_says_so(folder):
+    made = optuna.create_study(study_name="failing", storage=f"sqlite:///{folder}/build/optuna.db",
+                               direction="maximize")  # fmt: skip
+    for _ in range(2):
+        made.add_trial(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"failure": "of itself"}))
+    refused = ultrasound(folder, "tune", *QUICK, "--tune.study", "failing", "--tune.trials", "2", expect=1)
+    assert "no trial came to an end" in refused.stderr
+
+
+def test_a_study_that_was_begun_otherwise_is_refused(folder):
+    options = ("--tune.study", "other", "--tune.trials", "1", "--tune.repeats", "0")
+    ultrasound(folder, "tune", *QUICK, *options)
+    refused = ultrasound(folder, "tune", *QUICK, *options, "--train.clip", "1", expect=1)
+    assert "begun with other values of train.clip: choose a new tune.study" in refused.stderr
+    ultrasound(folder, "tune", *QUICK, *options, "--train.device", "cpu")
+
+
+def test_a_database_that_does_not_answer_is_one_sentence_without_the_password(folder):
+    address = "postgresql://me:secret@127.0.0.1:9/none"
+    refused = ultrasound(folder, "tune", *QUICK, expect=1, TUNE_STORAGE=address)
+    assert "127.0.0.1:9" in refused.stderr
+    assert "does not answer" in refused.stderr
+    assert "secret" not in refused.stderr + refused.stdout
+    assert "Traceback" not in refused.stderr
