@@ -91,7 +91,7 @@ def test_a_search_that_is_stopped_goes_on_in_the_same_run_and_loses_nothing(fold
 
 
 def test_a_second_command_joins_the_first(folder):
-    options = ("--tune.study", "joined", "--tune.trials", "6", "--tune.workers", "2")
+    options = ("--tune.study", "joined", "--tune.trials", "16", "--tune.workers", "2")
     first = start(folder, *options)
     wait_for(lambda: complete(folder, "joined") >= 1)
     second = start(folder, *options[:-2])
@@ -100,7 +100,7 @@ def test_a_second_command_joins_the_first(folder):
     parent = study(folder, "joined").user_attrs["parent_run"]
     assert f"run {parent}, held by another process" in said[1][0]
     found = children(folder, parent, "trial")
-    assert len(found) == 6
+    assert len(found) == 16
     assert len({run.data.tags["process"] for run in found}) >= 2
     assert client(folder).get_run(parent).info.status == "FINISHED"
 

@@ -21,6 +21,7 @@ def run(params: Params) -> None:
     """Compare under one run; print the table."""
     provenance.require_current(params)
     data = prepared.read(PREPARED)
+    comparison.check(params, data)
     page = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     values = flatten(params, ("data", "split", "preprocess", *SECTIONS))

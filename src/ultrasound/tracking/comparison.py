@@ -65,6 +65,20 @@ class Compared(NamedTuple):
     run_id: str
 
 
+def check(params: Params, prepared: Prepared) -> None:
+    """Make every model once, so that none is refused after hours of training the others.
+
+    Raises:
+        ParameterError: an unknown model, weights that cannot be had, or images of a size that it does not take.
+    """
+    for each in (_with_model(params, word) for word in params.compare.models):
+        model = each.model
+        network = backbone.create(
+            model.name, model.weights, len(params.data.classes), model.head_width, model.dropout, model.drop_path
+        )
+        backbone.require_size(network, prepared.preparation.size)
+
+
 def compare(params: Params, prepared: Prepared, tags: Mapping[str, str], state: Path) -> list[Compared]:
     """Train every model of `compare.models` on the folds of `compare.folds`, each in a child of the active run.
 
