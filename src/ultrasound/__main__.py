@@ -38,8 +38,10 @@ class Verbs(click.Group):
             "preprocess",
             "report",
             "leakage",
+            "probe",
             "train",
             "tune",
+            "compare",
             "evaluate",
             "register",
         ]
@@ -145,8 +147,8 @@ def _doc_and_sections(verb: str) -> tuple[str, tuple[str, ...]]:
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="`dvc repro` runs download, split, preprocess and report; `mlflow run . -e VERB` runs leakage, train, tune, "
-    "evaluate and register as tracked runs.",
+    epilog="`dvc repro` runs download, split, preprocess and report; `mlflow run . -e VERB` runs leakage, probe, "
+    "train, tune, compare, evaluate and register as tracked runs.",
 )
 @click.version_option(__version__)
 def cli() -> None:
