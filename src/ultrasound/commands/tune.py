@@ -6,6 +6,8 @@ params.yaml as it stands. The same command again continues the study `tune.study
 At the end the best parameters are trained with other seeds, and that model is registered and offered as champion.
 """
 
+import shutil
+
 import optuna
 
 from ultrasound.commands import CATALOG, CHECKPOINTS, PREPARED, REPORT
@@ -43,6 +45,7 @@ def run(params: Params) -> None:
             if repeats and params.tune.offer:
                 found = store.get(repeats[0].run_id)
                 offered = offering.offer(found, params.register_.name, data, catalog.read(CATALOG))
+            shutil.rmtree(CHECKPOINTS / search.parent_id, ignore_errors=True)  # nothing is left to continue
     table = report.table(search.study).drop(columns=["origin", "run_id", "steps"])
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
     best = study.best(search.study)

@@ -89,6 +89,7 @@ def run(
             resuming.claim(resume, run_id, held)
         with active, _told_end():
             _describe(run_id, verb, parameters, tags)
+            store.show_as_training(active.info.experiment_id)
             store.require_artifacts(active.info.artifact_uri)
             with heartbeat.beating(run_id):
                 yield run_id

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import mlflow
 from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.utils.mlflow_tags import MLFLOW_EXPERIMENT_KIND
 
 from ultrasound.errors import InputError
 
@@ -64,6 +65,13 @@ def answers() -> tuple[bool, str]:
     except Exception as error:  # a store's driver raises its own
         return False, f"{mlflow.get_tracking_uri()} does not answer ({type(error).__name__})"
     return True, str(mlflow.get_tracking_uri())
+
+
+def show_as_training(experiment_id: str) -> None:
+    """Let the UI open an experiment in its view for model training, unless someone has chosen another."""
+    client = mlflow.MlflowClient()
+    if MLFLOW_EXPERIMENT_KIND not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, MLFLOW_EXPERIMENT_KIND, "custom_model_development")
 
 
 def require_artifacts(uri: str | None) -> None:
