@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import mlflow
 from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
-from mlflow.utils.mlflow_tags import MLFLOW_EXPERIMENT_KIND
 
 from ultrasound.errors import InputError
 
+KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"  # as the UI names its view for training
 MODEL_TAG = "model_uri"  # of a run whose model can be evaluated and registered
 SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, or out of fold, at the chosen epoch
 
@@ -70,8 +70,8 @@ def answers() -> tuple[bool, str]:
 def show_as_training(experiment_id: str) -> None:
     """Let the UI open an experiment in its view for model training, unless someone has chosen another."""
     client = mlflow.MlflowClient()
-    if MLFLOW_EXPERIMENT_KIND not in client.get_experiment(experiment_id).tags:
-        client.set_experiment_tag(experiment_id, MLFLOW_EXPERIMENT_KIND, "custom_model_development")
+    if KIND_TAG not in client.get_experiment(experiment_id).tags:
+        client.set_experiment_tag(experiment_id, KIND_TAG, KIND)
 
 
 def require_artifacts(uri: str | None) -> None:
