@@ -1,0 +1,123 @@
+"""Two clones as two machines: one MLflow server with users on PostgreSQL, one study, and what either may see."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import mlflow
+import optuna
+import psycopg
+import pytest
+from optuna.trial import TrialState
+
+from tests.conftest import SMALL, copy_project, environment, run_in
+from tests.search import databases
+
+QUICK = ("--train.epochs", "1", "--tune.folds", "[0, 1]", "--tune.repeats", "1", "--tune.startup_trials", "2",
+         "--tune.trials", "8", "--tune.study", "team")  # fmt: skip
+USER, PASSWORD = "admin", "a-long-password-of-tests"
+
+
+@contextlib.contextmanager
+def tracking_server(folder, database):
+    """`mlflow server` as docs/scaling.md says; yields its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "users.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/users.db\nadmin_username = {USER}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    settings = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "of-tests", "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+                "MLFLOW_AUTH_CONFIG_PATH": str(folder / "users.ini")}  # fmt: skip
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(
+            ["mlflow", "server", "--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"),
+             "--app-name", "basic-auth", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+             "--allowed-hosts", f"127.0.0.1:{port}"],
+            cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env=environment(**settings),
+        )  # fmt: skip
+        try:
+            for _ in range(180):
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+                assert process.poll() is None, (folder / "server.log").read_text()
+                time.sleep(1)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory):
+    """Server, database of the study, and two prepared clones."""
+    folder = tmp_path_factory.mktemp("team")
+    with databases.postgresql(folder) as address:
+        with psycopg.connect(address, autocommit=True) as connection:
+            for name in ("mlflow", "optuna"):
+                connection.execute(f"CREATE DATABASE {name}")
+        of_server, of_study = (address.removesuffix("/postgres") + f"/{name}" for name in ("mlflow", "optuna"))
+        with tracking_server(folder, of_server) as server:
+            clones = [copy_project(folder / name, SMALL) for name in ("one", "two")]
+            for clone in clones:
+                run_in(clone, "dvc", "repro")
+            yield server, of_study, clones
+
+
+def surroundings(server, storage):
+    return {"MLFLOW_TRACKING_URI": server, "TUNE_STORAGE": storage, "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": PASSWORD}  # fmt: skip
+
+
+def test_two_machines_search_together(team, monkeypatch):
+    server, storage, clones = team
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ultrasound", "tune", *QUICK], cwd=clone, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env=environment(**surroundings(server, storage)),
+        )
+        for clone in clones
+    ]  # fmt: skip
+    said = [process.communicate(timeout=600) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert "of-tests" not in str(said)
+    assert "secret" not in str(said)
+    found = optuna.load_study(study_name="team", storage=storage)
+    assert len([t for t in found.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]) == 8
+    assert sum("held by another process" in out for out, _ in said) == 1
+    for name, value in surroundings(server, storage).items():
+        monkeypatch.setenv(name, value)
+    client = mlflow.MlflowClient(server)
+    parent = client.get_run(found.user_attrs["parent_run"])
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}' AND tags.verb = 'trial'"
+    )
+    assert len(children) == 8
+    assert len({run.data.tags["process"] for run in children}) == 2  # both had some of the work
+    assert {run.info.status for run in (parent, *children)} == {"FINISHED"}
+    assert "figures/search.html" in {file.path for file in client.list_artifacts(parent.info.run_id, "figures")}
+    assert client.get_model_version_by_alias("breast-ultrasound", "champion")
+    assert not any("secret" in str(run.data.params) + str(run.data.tags) for run in (parent, *children))
+
+
+def test_strangers_and_other_names_are_refused(team):
+    server, _, _ = team
+
+    def status(**headers):
+        request = urllib.request.Request(f"{server}/api/2.0/mlflow/experiments/get?experiment_id=0", headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    assert status() == 401
+    assert status(Host="evil.example") == 403
