@@ -49,7 +49,8 @@ bench-duplicates: setup  ## measure the near-duplicate search: recall by kind of
 doctor: setup  ## say what this machine can do
 	$(RUN) python -m ultrasound doctor
 
-ui: setup  ## open the MLflow UI on http://127.0.0.1:5000
+ui: setup  ## start the MLflow UI on http://127.0.0.1:5000
+	@echo "runs: http://127.0.0.1:5000/#/experiments/0?workflowType=machine_learning"
 	$(RUN) mlflow ui --workers 1 --no-serve-artifacts
 
 serve: setup  ## serve the champion on http://127.0.0.1:5001

@@ -28,6 +28,7 @@ import yaml
 PROJECT = Path(__file__).resolve().parents[1]
 DEMO = PROJECT / "build" / "demo"
 SERVER_START_SECONDS = 120
+UI_ADDRESS = "http://127.0.0.1:5000/#/experiments/0?workflowType=machine_learning"
 EXPECTED_MACRO_F1 = 0.85  # on the phantoms' test set
 
 # What differs from params.yaml: phantoms, real ImageNet weights without a hub, and sizes for two CPU cores.
@@ -113,6 +114,7 @@ def _summary(image: Path, answer: Any, seconds: float) -> None:
     print(f"registry  breast-ultrasound version {champion.version}, alias champion")
     print(f"server    {image.relative_to(DEMO)} -> {json.dumps(answer['predictions'][0])}")
     print(f"\nThe whole way in {seconds:.0f} s. Look at the runs: cd {DEMO.relative_to(PROJECT)} && mlflow ui")
+    print(f"and open {UI_ADDRESS}")
     print("Synthetic phantoms say nothing about real patients; with the real images: see README, Real data.")
     if test["test/macro_f1"] < EXPECTED_MACRO_F1:
         sys.exit(

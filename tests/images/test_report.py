@@ -1,7 +1,6 @@
 import base64
 import io
 import re
-import shutil
 from collections import Counter
 from html.parser import HTMLParser
 
@@ -294,18 +293,6 @@ def test_the_verb_says_what_is_missing(written, tmp_path):
     folder = copy_project(tmp_path / "project", SMALL)
     assert "build/catalog.csv is missing" in ultrasound(folder, "report", expect=1).stderr
     assert "data-report.html" in ultrasound(folder, "report", "--help").stdout
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on the PATH: install it (apt-get install chromium) to test the page in a browser")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

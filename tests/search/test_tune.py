@@ -90,18 +90,17 @@ def test_a_search_that_is_stopped_goes_on_in_the_same_run_and_loses_nothing(fold
     assert len(client(folder).search_runs(["0"])) == len(everything)  # it starts no run to say so
 
 
-def test_a_second_command_joins_the_first(folder):
-    options = ("--tune.study", "joined", "--tune.trials", "16", "--tune.workers", "2")
-    first = start(folder, *options)
-    wait_for(lambda: complete(folder, "joined") >= 1)
-    second = start(folder, *options[:-2])
-    said = [process.communicate(timeout=300) for process in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], said
+def test_of_two_commands_one_joins_the_other(folder):
+    # Trials of some seconds, as the second process of each command takes as long to start.
+    options = ("--tune.study", "joined", "--tune.trials", "8", "--tune.workers", "2", "--train.epochs", "6")
+    both = [start(folder, *options) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
     parent = study(folder, "joined").user_attrs["parent_run"]
-    assert f"run {parent}, held by another process" in said[1][0]
+    assert sorted(f"run {parent}, held by another process" in words for words, _ in said) == [False, True]
     found = children(folder, parent, "trial")
-    assert len(found) == 16
-    assert len({run.data.tags["process"] for run in found}) >= 2
+    assert len(found) == 8
+    assert len({run.data.tags["process"] for run in found}) >= 3  # of four
     assert client(folder).get_run(parent).info.status == "FINISHED"
 
 

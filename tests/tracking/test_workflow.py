@@ -291,7 +291,9 @@ def test_register_makes_one_version_a_run_and_the_better_one_is_champion(project
     verdict = mlflow_run(project, "register", f"register.run={worse}").stdout
     version = client(project).get_model_version("breast-ultrasound", "2")
     assert "Not champion" in verdict
-    assert version.description in verdict
+    reason, notice = version.description.split("\n\n")
+    assert reason in verdict
+    assert notice == NOTICE
     assert version.tags["run_id"] == worse
     champion = client(project).get_model_version_by_alias("breast-ultrasound", "champion")
     assert str(champion.version) == "1"

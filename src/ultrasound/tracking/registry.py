@@ -9,6 +9,7 @@ import mlflow
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
+from ultrasound import NOTICE
 from ultrasound.tracking.provenance import DIGESTS
 from ultrasound.tracking.store import MODEL_TAG
 
@@ -20,7 +21,7 @@ class Verdict(NamedTuple):
 
     Attributes:
         promoted: it is champion now.
-        reason: one sentence, also the version's description.
+        reason: one sentence, also in the version's description.
     """
 
     promoted: bool
@@ -86,7 +87,7 @@ def promote(
         verdict = Verdict(False, f"Not champion: {new}, version {champion.version} has {standing['macro_f1']:.3f}.")
     client = mlflow.MlflowClient()
     client.set_model_version_tag(version.name, version.version, "test_macro_f1", f"{metrics['macro_f1']:.4f}")
-    client.update_model_version(version.name, version.version, description=verdict.reason)
+    client.update_model_version(version.name, version.version, description=f"{verdict.reason}\n\n{NOTICE}")
     if verdict.promoted:
         client.set_registered_model_alias(version.name, CHAMPION, version.version)
     return verdict

@@ -89,7 +89,6 @@ def run(
             resuming.claim(resume, run_id, held)
         with active, _told_end():
             _describe(run_id, verb, parameters, tags)
-            store.show_as_training(active.info.experiment_id)
             store.require_artifacts(active.info.artifact_uri)
             with heartbeat.beating(run_id):
                 yield run_id
@@ -151,8 +150,9 @@ def logged_epochs(prefix: str = "") -> set[int]:
 @unless_muted
 def log_epoch(result: EpochResult, prefix: str = "") -> None:
     """Log one epoch's metrics under `train/` and `validation/`, the epoch as step."""
-    metrics = {f"train/{name}": value for name, value in result.train.items()}
-    metrics |= {f"validation/{name}": value for name, value in result.validation.items()}
+    # The first metric of a run is the one that MLflow's compare view begins with: macro-F1, which comes last here.
+    metrics = {f"validation/{name}": value for name, value in reversed(list(result.validation.items()))}
+    metrics |= {f"train/{name}": value for name, value in result.train.items()}
     metrics |= {"train/learning_rate": result.learning_rate, "train/images_per_second": result.images_per_second}
     mlflow.log_metrics({f"{prefix}{name}": value for name, value in metrics.items()}, step=result.epoch)
 

@@ -10,7 +10,6 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 
 from ultrasound.errors import InputError
 
-KIND_TAG, KIND = "mlflow.experimentKind", "custom_model_development"  # as the UI names its view for training
 MODEL_TAG = "model_uri"  # of a run whose model can be evaluated and registered
 SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, or out of fold, at the chosen epoch
 
@@ -65,13 +64,6 @@ def answers() -> tuple[bool, str]:
     except Exception as error:  # a store's driver raises its own
         return False, f"{mlflow.get_tracking_uri()} does not answer ({type(error).__name__})"
     return True, str(mlflow.get_tracking_uri())
-
-
-def show_as_training(experiment_id: str) -> None:
-    """Let the UI open an experiment in its view for model training, unless someone has chosen another."""
-    client = mlflow.MlflowClient()
-    if KIND_TAG not in client.get_experiment(experiment_id).tags:
-        client.set_experiment_tag(experiment_id, KIND_TAG, KIND)
 
 
 def require_artifacts(uri: str | None) -> None:
