@@ -20,6 +20,7 @@ from PIL import Image
 
 from tests.conftest import run_in, ultrasound
 from tests.serving import ask, assert_served_as_evaluated, images, serving
+from ultrasound import NOTICE
 from ultrasound.images import prepared
 from ultrasound.tracking import models
 

@@ -20,7 +20,7 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
-from ultrasound.errors import raise_on_signals
+from ultrasound.errors import raise_on_signals, signals_wait
 from ultrasound.images import prepared
 from ultrasound.images.prepared import Prepared
 from ultrasound.params import flatten, override
@@ -72,15 +72,17 @@ def opened(params: Params, data: Prepared, tags: Mapping[str, str], values: Mapp
     shared = {"data_digest": data.data_digest, "split_digest": data.split_digest, **space.fixed_values(params)}
     with contextlib.ExitStack() as held:
         with mutex.held(address):  # until the study knows its run
-            found = study.open_study(params, shared)
-            parent = str(found.user_attrs.get(study.PARENT, ""))
-            status = resume.status(parent) if parent else None
-            is_done = len(study.finished(found)) >= params.tune.trials
+            with signals_wait():
+                found = study.open_study(params, shared)
+                parent = str(found.user_attrs.get(study.PARENT, ""))
+                status = resume.status(parent) if parent else None
+                is_done = len(study.finished(found)) >= params.tune.trials
             is_holder = not (status == resume.HELD or (is_done and status == "FINISHED"))
             if is_holder:
                 name = f"tune-{params.model.name}"
                 parent = held.enter_context(runs.run("tune", name, values, tags, continued=parent if status else None))
-                found.set_user_attr(study.PARENT, parent)
+                with signals_wait():
+                    found.set_user_attr(study.PARENT, parent)
             else:
                 resume.point_to(parent, os.environ.pop("MLFLOW_RUN_ID", None))
         yield Search(found, parent, is_holder, is_done and not is_holder)

@@ -16,7 +16,7 @@ import optuna
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-from ultrasound.errors import InputError
+from ultrasound.errors import InputError, signals_wait
 from ultrasound.search import space
 from ultrasound.search.pruning import FoldsAndEpochs
 from ultrasound.sections import Params, Tune
@@ -78,7 +78,8 @@ def open_study(params: Params, shared: Mapping[str, Any] | None) -> optuna.Study
 
 def trials(study: optuna.Study, *states: TrialState) -> list[FrozenTrial]:
     """The trials in these states, not copied."""
-    return study.get_trials(deepcopy=False, states=states)
+    with signals_wait():
+        return study.get_trials(deepcopy=False, states=states)
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import optuna
 
+from ultrasound.errors import signals_wait
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning.divergence import DivergedError
 from ultrasound.learning.loop import EpochResult
@@ -44,7 +45,8 @@ def run(trial: optuna.Trial, params: Params, data: Prepared, tags: Mapping[str, 
         about[RETRY_OF] = name(before)
     ended: Exception | None = None
     with runs.child("trial", name(trial.number), shown, about, parent_id) as run_id:
-        trial.set_user_attr(study.RUN, run_id)
+        with signals_wait():
+            trial.set_user_attr(study.RUN, run_id)
         try:
             value = _folds(trial, chosen, data)
         except optuna.TrialPruned as pruned:
@@ -60,18 +62,24 @@ def run(trial: optuna.Trial, params: Params, data: Prepared, tags: Mapping[str, 
     return value
 
 
+def _is_hopeless(trial: optuna.Trial, value: float, step: int) -> bool:
+    """Report a value; says whether the trial is to be given up."""
+    with signals_wait():
+        trial.report(value, step)
+        return trial.should_prune()
+
+
 def _folds(trial: optuna.Trial, params: Params, data: Prepared) -> float:
     metric, parts = params.tune.metric, []
     for number, fold in enumerate(params.tuned_folds):
 
         def report(result: EpochResult) -> None:
-            if result.epoch < fold_end(params, 0):  # the last epoch is the fold's end
-                trial.report(result.validation[metric], result.epoch)
-                if trial.should_prune():
-                    raise optuna.TrialPruned(
-                        f"epoch {result.epoch} of the first fold: {metric} {result.validation[metric]:.3f} is behind "
-                        f"other trials ({params.tune.prune_epochs})"
-                    )
+            is_last = result.epoch == fold_end(params, 0)  # that is the fold's end, reported below
+            if not is_last and _is_hopeless(trial, result.validation[metric], result.epoch):
+                raise optuna.TrialPruned(
+                    f"epoch {result.epoch} of the first fold: {metric} {result.validation[metric]:.3f} is behind "
+                    f"other trials ({params.tune.prune_epochs})"
+                )
 
         trained = training.train(
             params, data, f"{name(trial.number)}, fold {fold}", fold, prefix=f"fold_{fold}/" if number else "",
@@ -80,8 +88,7 @@ def _folds(trial: optuna.Trial, params: Params, data: Prepared) -> float:
         parts.append(trained)
         score = metrics.METRICS[metric](trained.targets, trained.chosen.probabilities)
         runs.log_metrics({metric: score}, "folds", step=fold)
-        trial.report(score, fold_end(params, number))
-        if trial.should_prune():
+        if _is_hopeless(trial, score, fold_end(params, number)):
             raise optuna.TrialPruned(f"after {number + 1} folds: {metric} is behind the best trial's (Wilcoxon)")
     targets = np.concatenate([part.targets for part in parts])
     probabilities = np.concatenate([part.chosen.probabilities for part in parts])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import optuna
 from optuna.trial import TrialState
 
+from ultrasound.errors import signals_wait
 from ultrasound.search import mutex, study
 from ultrasound.tracking import heartbeat
 
@@ -44,7 +45,8 @@ def work(
         """Run a trial if there is a free slot; says whether there was one."""
         with contextlib.ExitStack() as lock:
             lock.enter_context(mutex.held(address))
-            study.retry_dead(opened)
+            with signals_wait():
+                study.retry_dead(opened)
             running = study.trials(opened, TrialState.RUNNING)
             if len(study.finished(opened)) + len(running) >= count:
                 return False
@@ -53,7 +55,8 @@ def work(
                 trial.set_user_attr(study.PROCESS, heartbeat.marks()[heartbeat.PROCESS_TAG])
                 lock.close()  # the slot is taken: the trial counts as running
                 try:
-                    return objective(trial)
+                    with signals_wait(False):
+                        return objective(trial)
                 except TrialError as error:
                     trial.set_user_attr(study.FAILURE, str(error))
                     raise
@@ -61,7 +64,8 @@ def work(
                     study.retry(opened, trial.number)
                     raise
 
-            opened.optimize(begun, n_trials=1, catch=(TrialError,))
+            with signals_wait():  # or a thread of Optuna's, which beats its heart, might be left and never end
+                opened.optimize(begun, n_trials=1, catch=(TrialError,))
         return True
 
     while len(study.finished(opened)) < count and time.time() < deadline:
