@@ -25,7 +25,7 @@ from ultrasound import params
 from ultrasound.commands import PREPARED
 from ultrasound.errors import InputError
 from ultrasound.images import prepared
-from ultrasound.scoring import intervals
+from ultrasound.scoring import comparisons
 from ultrasound.scoring.intervals import Interval
 from ultrasound.tracking import provenance
 
@@ -150,14 +150,9 @@ def _difference(metric: str, first: pd.DataFrame, second: pd.DataFrame) -> Inter
     columns = [column for column in first.columns if column.startswith("p_")]
     labels = [column.removeprefix("p_") for column in columns]
     targets = first["label"].map(labels.index).to_numpy()
-    drawn = intervals.bootstrap(
-        {
-            name: intervals.mean_of(metric, targets, [table[columns].to_numpy()])
-            for name, table in (("first", first), ("second", second))
-        },
-        first["group"].to_numpy(), RESAMPLES, 0,
-    )  # fmt: skip
-    return intervals.interval(drawn["second"] - drawn["first"])
+    return comparisons.difference(
+        metric, targets, first[columns].to_numpy(), second[columns].to_numpy(), first["group"].to_numpy(), RESAMPLES
+    )
 
 
 def _row(name: str, cells: list[str]) -> str:

@@ -50,7 +50,7 @@ class Compared(NamedTuple):
         p: McNemar's, against the first; NaN for it.
         by_fold: macro-F1 of each fold.
         cost: of its network.
-        seconds: of training, all folds together.
+        seconds: of training, all folds together, their validation left out.
         run_id: its run.
     """
 
@@ -175,17 +175,17 @@ def _trained(params: Params, prepared: Prepared, tags: Mapping[str, str], state:
     name, size = params.model.name, prepared.preparation.size
     shown = flatten(params, ("model", "augment", "train"))
     with runs.child("compared", name, shown, tags) as run_id:
-        started = time.perf_counter()
         crossed = folds.cross_validate(params, prepared, state / name, with_models=False)
-        seconds = time.perf_counter() - started
-        network = backbone.create(
-            name,
-            "none",
-            len(params.data.classes),
-            params.model.head_width,
-            params.model.dropout,
-            params.model.drop_path,
+        # Not by the clock: a comparison that was stopped goes on in another process.
+        seconds = sum(
+            len(prepared.rows(splitting.DEVELOPMENT, fold, without=True)) / result.images_per_second
+            for fold, trained in crossed.folds.items()
+            for result in trained.history
         )
+        network = backbone.create(
+            name, "none", len(params.data.classes), params.model.head_width, params.model.dropout,
+            params.model.drop_path,
+        )  # fmt: skip
         cost = _cost(network, size)
         runs.log_metrics({**cost._asdict(), "training_s": seconds}, "cost")
     order = np.argsort(np.concatenate([trained.rows for trained in crossed.folds.values()]))
