@@ -22,7 +22,7 @@ demo: setup  ## the whole way on synthetic phantoms, offline, in build/demo
 	$(RUN) python scripts/demo.py
 
 test: setup  ## run the tests, through the real tools, made small
-	$(RUN) python -m pytest
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 lint: setup  ## style, types, import rules
 	$(RUN) ruff check . && ruff format --check . && mypy && lint-imports
