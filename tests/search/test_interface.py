@@ -91,9 +91,9 @@ def test_trials_stand_under_their_search_and_are_compared_by_parallel_coordinate
     tab.get_by_text("Comparing 4 Runs from 1 Experiment").wait_for()
     axes = tab.locator(".js-plotly-plot .axis-title")
     axes.last.wait_for()
-    shown = axes.all_inner_texts()
+    shown = axes.all_text_contents()  # SVG has no inner text
     assert shown[-1] == "validation/macro_f1"
-    assert {"train.learning_rate", "train.weight_decay", "model.dropout"} <= set(shown)
+    assert {"train.learning_rate", "model.dropout"} <= set(shown)  # of those that differ, the first three
     keep(tab, "compare")
 
 
