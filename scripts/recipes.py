@@ -151,7 +151,7 @@ def _difference(metric: str, first: pd.DataFrame, second: pd.DataFrame) -> Inter
     labels = [column.removeprefix("p_") for column in columns]
     targets = first["label"].map(labels.index).to_numpy()
     return comparisons.difference(
-        metric, targets, first[columns].to_numpy(), second[columns].to_numpy(), first["group"].to_numpy(), RESAMPLES
+        metric, targets, [first[columns].to_numpy()], [second[columns].to_numpy()], first["group"].to_numpy(), RESAMPLES
     )
 
 

@@ -18,13 +18,13 @@ def test_the_difference_is_that_of_the_scores_and_its_sign_says_who_is_better():
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 200)
     worse, better = predictions(rng, targets, 0.6), predictions(rng, targets, 0.9)
-    value, low, high = comparisons.difference("macro_f1", targets, worse, better, np.arange(200), 500)
+    value, low, high = comparisons.difference("macro_f1", targets, [worse], [better], np.arange(200), 500)
     expected = [f1_score(targets, found.argmax(1), average="macro") for found in (worse, better)]
     assert value == pytest.approx(expected[1] - expected[0])
     assert 0 < low < value < high
-    turned = comparisons.difference("macro_f1", targets, better, worse, np.arange(200), 500)
+    turned = comparisons.difference("macro_f1", targets, [better], [worse], np.arange(200), 500)
     assert turned.value == pytest.approx(-value)
-    same = comparisons.difference("macro_auc", targets, better, better, np.arange(200), 500)
+    same = comparisons.difference("macro_auc", targets, [better], [better], np.arange(200), 500)
     assert same == (0, 0, 0)
 
 
@@ -37,13 +37,22 @@ def test_pairing_makes_the_interval_narrower_and_groups_make_it_wider():
     second[changed] = np.eye(3)[targets[changed]]
 
     def width(one, other, groups):
-        _, low, high = comparisons.difference("accuracy", targets, one, other, groups, 1000)
+        _, low, high = comparisons.difference("accuracy", targets, [one], [other], groups, 1000)
         return high - low
 
     groups = np.repeat(np.arange(60), 5)
     other = predictions(rng, targets, 0.78)  # as good, but with errors of its own
     assert width(first, second, np.arange(300)) < width(first, other, np.arange(300))
     assert width(first, second, groups) > 1.2 * width(first, second, np.arange(300))
+
+
+def test_repetitions_are_averaged():
+    rng = np.random.default_rng(2)
+    targets = rng.integers(0, 3, 100)
+    first, second, third = (predictions(rng, targets, right) for right in (0.5, 0.7, 0.9))
+    scores = [f1_score(targets, found.argmax(1), average="macro") for found in (first, second, third)]
+    value, _, _ = comparisons.difference("macro_f1", targets, [first], [second, third], np.arange(100), 50)
+    assert value == pytest.approx((scores[1] + scores[2]) / 2 - scores[0])
 
 
 def test_mcnemar_is_the_binomial_test_of_what_only_one_has_right():

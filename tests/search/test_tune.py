@@ -133,11 +133,37 @@ def test_what_a_finished_search_leaves(folder):
             by_fold = client(folder).get_metric_history(run.info.run_id, "folds/macro_f1")
             assert [point.step for point in by_fold] == [0, 1]
     (again,) = children(folder, parent.info.run_id, "best")
+    defaults = children(folder, parent.info.run_id, "defaults")
+    if found.best_trial.number == 0:
+        assert not defaults
+        assert "nothing better than params.yaml was found" in said
+    else:
+        (before,) = defaults
+        assert before.data.params["train.learning_rate"] == "0.001"
+        scores = [run.data.metrics["out_of_fold/macro_f1"] for run in (before, again)]
+        gain = parent.data.metrics
+        assert gain["gain/macro_f1"] == pytest.approx(scores[1] - scores[0])
+        assert gain["gain/macro_f1_low"] <= gain["gain/macro_f1"] <= gain["gain/macro_f1_high"]
+        assert f"gain over params.yaml: macro_f1 {gain['gain/macro_f1']:+.3f}" in said
     assert again.data.tags["seed"] == "1"  # not the seed that the choice was made with
     version = client(folder).get_model_version_by_alias("tuned", "champion")
     assert version.tags["run_id"] == again.info.run_id
     assert "tuned version 1: Champion" in said
     assert len(children(folder, parent.info.run_id, "evaluate")) == 1
+
+
+def test_a_finished_study_of_which_more_trials_are_asked_goes_on_in_a_run_of_its_own(folder):
+    options = ("--tune.study", "longer", "--tune.repeats", "1", "--tune.offer", "False")
+    ultrasound(folder, "tune", *QUICK, *options, "--tune.trials", "2")
+    first = study(folder, "longer").user_attrs["parent_run"]
+    ultrasound(folder, "tune", *QUICK, *options, "--tune.trials", "4")
+    found = study(folder, "longer")
+    second = client(folder).get_run(found.user_attrs["parent_run"])
+    assert second.data.tags["continues"] == first
+    assert [len(children(folder, parent, "trial")) for parent in (first, second.info.run_id)] == [2, 2]
+    assert second.data.params["tune.trials"] == "4"
+    best = max((trial for trial in found.trials if trial.value), key=lambda trial: trial.value)
+    assert second.data.tags["best_trial"] == f"trial-{best.number:03d}"
 
 
 def test_a_trial_that_fails_by_itself_fails_alone(folder):

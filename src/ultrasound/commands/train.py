@@ -63,7 +63,7 @@ def _print_folds(crossed: CrossValidation) -> None:
     spread = crossed.spread
     print(f"{'mean':>20}" + "".join(f" {spread[name][0]:>18.3f}" for name in SHOWN))
     print(f"{'sd':>20}" + "".join(f" {spread[name][1]:>18.3f}" for name in SHOWN))
-    print(f"out of fold, {crossed.images} images (95 % intervals of a bootstrap by group of near-duplicates):")
+    print(f"out of fold, {len(crossed.rows)} images (95 % intervals of a bootstrap by group of near-duplicates):")
     for name in SHOWN:
         value, low, high = crossed.intervals[name]
         print(f"  {name:<18} {value:.3f} ({low:.3f} to {high:.3f})")

@@ -3,7 +3,8 @@
 Run as `mlflow run . -e tune --env-manager local -P tune.trials=4`, or alone: `python -m ultrasound tune`. Trials are
 compared by `tune.metric` out of fold; `tune.space` in params.yaml says what is searched, and the first trial is
 params.yaml as it stands. The same command again continues the study `tune.study`, or joins it where it is running.
-At the end the best parameters are trained with other seeds, and that model is registered and offered as champion.
+At the end the best parameters, and those of params.yaml, are trained with other seeds, which tells what was gained;
+the model of the best is registered and offered as champion.
 """
 
 import shutil
@@ -13,8 +14,8 @@ import optuna
 from ultrasound.commands import CATALOG, CHECKPOINTS, PREPARED, REPORT
 from ultrasound.images import catalog, prepared
 from ultrasound.params import flatten
-from ultrasound.search import report, session, space, study
-from ultrasound.search.session import Repeat
+from ultrasound.search import repeats, report, session, space, study
+from ultrasound.search.repeats import Repeats
 from ultrasound.sections import Params
 from ultrasound.tracking import offering, provenance, runs, store
 
@@ -30,7 +31,7 @@ def run(params: Params) -> None:
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     values = flatten(params, ("data", "split", "preprocess", *SECTIONS))
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # the bar and the table say the same
-    repeats: list[Repeat] = []
+    repeated = Repeats([], [], {})
     offered = None
     with session.opened(params, data, tags, values) as search:
         if search.is_over:
@@ -41,9 +42,10 @@ def run(params: Params) -> None:
             session.work(search, params, PREPARED, tags)
         if search.is_holder:
             runs.log_file(page)
-            repeats = session.finish(search, params, data, tags, CHECKPOINTS / search.parent_id)
-            if repeats and params.tune.offer:
-                found = store.get(repeats[0].run_id)
+            report.log(search.study)
+            repeated = repeats.train(search.study, params, data, tags, CHECKPOINTS / search.parent_id)
+            if repeated.best and params.tune.offer:
+                found = store.get(repeated.best[0].run_id)
                 offered = offering.offer(found, params.register_.name, data, catalog.read(CATALOG))
             shutil.rmtree(CHECKPOINTS / search.parent_id, ignore_errors=True)  # nothing is left to continue
     table = report.table(search.study).drop(columns=["origin", "run_id", "steps"])
@@ -51,9 +53,14 @@ def run(params: Params) -> None:
     best = study.best(search.study)
     print(f"best: trial {best.number}, {params.tune.metric} {best.value:.3f}; as a piece of params.yaml:")
     print(report.fragment(best))
-    for repeat in repeats:
-        value, low, high = repeat.crossed.intervals["macro_f1"]
-        print(f"again with seed {repeat.seed}: macro-F1 out of fold {value:.3f} ({low:.3f} to {high:.3f})")
+    for name, found in (("best", repeated.best), ("params.yaml", repeated.defaults)):
+        for repeat in found:
+            value, low, high = repeat.crossed.intervals["macro_f1"]
+            print(f"{name} with seed {repeat.seed}: macro-F1 out of fold {value:.3f} ({low:.3f} to {high:.3f})")
+    for metric, (value, low, high) in repeated.gain.items():
+        print(f"gain over params.yaml: {metric} {value:+.3f} ({low:+.3f} to {high:+.3f})")
+    if repeated.best and not repeated.gain:
+        print("nothing better than params.yaml was found")
     if offered:
         print(f"{params.register_.name} version {offered.version.version}: {offered.verdict.reason}")
     print(f"run {search.parent_id}" + ("" if search.is_holder or search.is_over else ", held by another process"))

@@ -21,8 +21,8 @@ SEED = 0
 def difference(
     metric: str,
     targets: Targets,
-    first: Probabilities,
-    second: Probabilities,
+    first: Sequence[Probabilities],
+    second: Sequence[Probabilities],
     groups: Sequence[int] | NDArray[np.int64],
     resamples: int,
 ) -> Interval:
@@ -31,11 +31,11 @@ def difference(
     Args:
         metric: one of `intervals.WEIGHTED`.
         targets: (n,) class numbers.
-        first, second: (n, classes) probabilities of the same images.
+        first, second: of each repetition (n, classes) probabilities of the same images; their scores are averaged.
         groups: (n,) group of each image.
     """
     drawn = intervals.bootstrap(
-        {name: intervals.mean_of(metric, targets, [found]) for name, found in (("first", first), ("second", second))},
+        {name: intervals.mean_of(metric, targets, found) for name, found in (("first", first), ("second", second))},
         groups, resamples, SEED,
     )  # fmt: skip
     return intervals.interval(drawn["second"] - drawn["first"])

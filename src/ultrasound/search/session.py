@@ -1,4 +1,4 @@
-"""One `tune` command: who holds the tuning run, the workers of this machine, and the end of the search.
+"""One `tune` command: who holds the tuning run, and the workers of this machine.
 
 The first command of a study starts the tuning run and holds it. Commands that come while it is held, from this machine
 or another, join as workers; one that comes when the holder is gone takes the run over and brings it to its end.
@@ -23,11 +23,9 @@ from tqdm import tqdm
 from ultrasound.errors import raise_on_signals, signals_wait
 from ultrasound.images import prepared
 from ultrasound.images.prepared import Prepared
-from ultrasound.params import flatten, override
-from ultrasound.search import mutex, report, space, study, trials, workers
+from ultrasound.search import mutex, space, study, trials, workers
 from ultrasound.sections import Params
-from ultrasound.tracking import folds, resume, runs
-from ultrasound.tracking.folds import CrossValidation
+from ultrasound.tracking import resume, runs
 
 
 class Search(NamedTuple):
@@ -44,20 +42,6 @@ class Search(NamedTuple):
     parent_id: str
     is_holder: bool
     is_over: bool
-
-
-class Repeat(NamedTuple):
-    """The best parameters, trained on every fold with another seed.
-
-    Attributes:
-        seed: of the training.
-        run_id: its run; that of the first repeat has the model.
-        crossed: what came of it.
-    """
-
-    seed: int
-    run_id: str
-    crossed: CrossValidation
 
 
 @contextmanager
@@ -80,7 +64,11 @@ def opened(params: Params, data: Prepared, tags: Mapping[str, str], values: Mapp
             is_holder = not (status == resume.HELD or (is_done and status == "FINISHED"))
             if is_holder:
                 name = f"tune-{params.model.name}"
-                parent = held.enter_context(runs.run("tune", name, values, tags, continued=parent if status else None))
+                earlier = parent if status == "FINISHED" else ""  # more trials were asked for since it ended
+                continued = parent if status and not earlier else None
+                parent = held.enter_context(runs.run("tune", name, values, tags, continued=continued))
+                if earlier:
+                    runs.tag(continues=earlier)
                 with signals_wait():
                     found.set_user_attr(study.PARENT, parent)
             else:
@@ -121,30 +109,6 @@ def work(search: Search, params: Params, folder: Path, tags: Mapping[str, str]) 
     finally:
         for process in others:
             process.join()
-
-
-def finish(search: Search, params: Params, data: Prepared, tags: Mapping[str, str], state: Path) -> list[Repeat]:
-    """Log the search with the tuning run; train its best parameters again with other seeds, the first for the model.
-
-    Args:
-        state: folder of the run's checkpoints.
-    """
-    report.log(search.study)
-    best = study.best(search.study)
-    found = []
-    for number in range(params.tune.repeats):
-        seed = params.train.seed + 1 + number
-        chosen = override(
-            params,
-            {**best.params, "train.folds": params.tune.folds, "train.refit": number == 0, "train.seed": seed,
-             "train.ensemble": False},
-        )  # fmt: skip
-        name = f"best-{best.number:03d}-seed-{seed}"
-        shown = flatten(chosen, ("model", "augment", "train"))
-        with runs.child("best", name, shown, {**tags, "seed": str(seed), "trial": str(best.number)}) as run_id:
-            crossed = folds.cross_validate(chosen, data, state / name, with_models=False)
-        found.append(Repeat(seed, run_id, crossed))
-    return found
 
 
 def _trials(

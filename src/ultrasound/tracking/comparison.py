@@ -188,10 +188,8 @@ def _trained(params: Params, prepared: Prepared, tags: Mapping[str, str], state:
         )  # fmt: skip
         cost = _cost(network, size)
         runs.log_metrics({**cost._asdict(), "training_s": seconds}, "cost")
-    order = np.argsort(np.concatenate([trained.rows for trained in crossed.folds.values()]))
-    probabilities = np.concatenate([trained.chosen.probabilities for trained in crossed.folds.values()])[order]
     by_fold = [values["macro_f1"] for values in crossed.values.values()]
-    return Compared(name, probabilities, {}, {}, np.nan, by_fold, cost, seconds, run_id)
+    return Compared(name, crossed.probabilities, {}, {}, np.nan, by_fold, cost, seconds, run_id)
 
 
 def _probed(params: Params, prepared: Prepared, tags: Mapping[str, str]) -> Compared:
@@ -214,7 +212,7 @@ def _against(
     if each is first:
         return each._replace(scores=scores)
     differences = {
-        metric: comparisons.difference(metric, targets, first.probabilities, each.probabilities, groups, resamples)
+        metric: comparisons.difference(metric, targets, [first.probabilities], [each.probabilities], groups, resamples)
         for metric in METRICS
     }
     p = comparisons.mcnemar(targets, first.probabilities, each.probabilities)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning.checkpoints import Checkpoints
@@ -29,7 +30,9 @@ class CrossValidation(NamedTuple):
         values: fold -> metrics on its validation images, at the chosen epoch.
         pooled: metrics of the out-of-fold predictions of all folds together.
         intervals: metric -> its value with the 95 % interval of a bootstrap by group.
-        images: number of images predicted out of fold.
+        rows: positions in the prepared data of the images that were predicted out of fold.
+        targets: (images,) their class numbers.
+        probabilities: (images, classes) out of fold.
         model: the one trained on all development images, or the mean of the folds' models; None if neither is wanted.
     """
 
@@ -37,7 +40,9 @@ class CrossValidation(NamedTuple):
     values: dict[int, dict[str, float]]
     pooled: dict[str, float]
     intervals: dict[str, Interval]
-    images: int
+    rows: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
     model: Classifier | None
 
     @property
@@ -96,6 +101,8 @@ def _log_folds(
             strict=True,
         )
     )
+    order = np.argsort(rows)
+    rows, targets, probabilities, fold = rows[order], targets[order], probabilities[order], fold[order]
     samples = prepared.samples.iloc[rows]
     pooled = metrics.score(targets, probabilities, labels)
     drawn = intervals.bootstrap(
@@ -106,7 +113,7 @@ def _log_folds(
     runs.log_metrics(pooled, "out_of_fold")
     runs.log_metrics({f"{name}_{end}": getattr(score, end) for name, score in found.items() for end in ("low", "high")},
                      "out_of_fold")  # fmt: skip
-    crossed = CrossValidation(folds, values, pooled, found, len(rows), model)
+    crossed = CrossValidation(folds, values, pooled, found, rows, targets, probabilities, model)
     for name, (mean, deviation) in crossed.spread.items():
         runs.log_metrics({f"{name}_mean": mean, f"{name}_sd": deviation}, "folds")
     runs.log_metrics({"macro_f1": pooled["macro_f1"]}, "best")  # what ranks runs

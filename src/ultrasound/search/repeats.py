@@ -1,0 +1,88 @@
+"""What the search has gained: its best parameters and those of params.yaml, trained anew with other seeds.
+
+The best of many trials is half luck: it was chosen by the very score that it shows. Seeds that had no part in the
+choice tell how much is left of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+
+from ultrasound.images.prepared import Prepared
+from ultrasound.params import flatten, override
+from ultrasound.scoring import comparisons
+from ultrasound.scoring.intervals import Interval
+from ultrasound.search import space, study
+from ultrasound.sections import Params
+from ultrasound.tracking import folds, runs
+from ultrasound.tracking.folds import CrossValidation
+
+METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "macro_auc")
+
+
+class Repeat(NamedTuple):
+    """Parameters trained on every fold with a seed that had no part in their choice.
+
+    Attributes:
+        seed: of the training.
+        run_id: its run.
+        crossed: what came of it.
+    """
+
+    seed: int
+    run_id: str
+    crossed: CrossValidation
+
+
+class Repeats(NamedTuple):
+    """The best parameters and those of params.yaml, with the same seeds.
+
+    Attributes:
+        best: a training a seed; the first has the model.
+        defaults: of the values in params.yaml; none where they are the best.
+        gain: metric -> how much higher the best score than the defaults, means over the seeds; empty likewise.
+    """
+
+    best: list[Repeat]
+    defaults: list[Repeat]
+    gain: dict[str, Interval]
+
+
+def train(found: optuna.Study, params: Params, data: Prepared, tags: Mapping[str, str], state: Path) -> Repeats:
+    """Train each with `tune.repeats` seeds on `tune.folds`, in children of the active run; log there what was gained.
+
+    Args:
+        tags: of the children.
+        state: folder of the run's checkpoints.
+    """
+    chosen = study.best(found)
+    seeds = [params.train.seed + 1 + number for number in range(params.tune.repeats)]
+
+    def trained(verb: str, values: Mapping[str, Any], seed: int, with_model: bool) -> Repeat:
+        changed = override(
+            params,
+            {**values, "train.folds": params.tune.folds, "train.refit": with_model, "train.seed": seed,
+             "train.ensemble": False},
+        )  # fmt: skip
+        name, shown = f"{verb}-seed-{seed}", flatten(changed, ("model", "augment", "train"))
+        with runs.child(verb, name, shown, {**tags, "seed": str(seed)}) as run_id:
+            return Repeat(seed, run_id, folds.cross_validate(changed, data, state / name, with_models=False))
+
+    best = [trained("best", chosen.params, seed, seed == seeds[0]) for seed in seeds]
+    if not best or chosen.params == space.defaults(params):
+        return Repeats(best, [], {})
+    defaults = [trained("defaults", {}, seed, False) for seed in seeds]
+    first = best[0].crossed
+    groups = data.samples["group"].to_numpy()[first.rows]
+    before, after = ([repeat.crossed.probabilities for repeat in repeats] for repeats in (defaults, best))
+    gain = {
+        metric: comparisons.difference(metric, first.targets, before, after, groups, folds.RESAMPLES)
+        for metric in METRICS
+    }
+    for metric, (value, low, high) in gain.items():
+        runs.log_metrics({metric: value, f"{metric}_low": low, f"{metric}_high": high}, "gain")
+    return Repeats(best, defaults, gain)
