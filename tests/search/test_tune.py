@@ -90,6 +90,35 @@ def test_a_search_that_is_stopped_goes_on_in_the_same_run_and_loses_nothing(fold
     assert len(client(folder).search_runs(["0"])) == len(everything)  # it starts no run to say so
 
 
+def test_a_trial_that_is_killed_goes_on_after_its_last_epoch(folder):
+    options = ("--tune.study", "long", "--tune.trials", "1", "--tune.repeats", "0", "--tune.folds", "[0]",
+               "--train.epochs", "60", "--train.choose", "last")  # fmt: skip
+
+    def epochs():
+        parent = study(folder, "long").user_attrs["parent_run"]
+        return {
+            run.data.tags["trial"]: client(folder).get_metric_history(run.info.run_id, "train/images_per_second")
+            for run in children(folder, parent, "trial")
+        }
+
+    def is_under_way():
+        try:
+            return len(epochs()["0"]) > 9
+        except Exception:  # no study, no run yet
+            return False
+
+    first = start(folder, *options)
+    wait_for(is_under_way)
+    first.kill()
+    first.communicate()
+    ultrasound(folder, "tune", *QUICK, *options)
+    killed, again = (sorted(epochs()[number], key=lambda point: point.step) for number in "01")
+    assert [point.step for point in again] == list(range(1, 61))
+    kept = len(killed) - 1  # at most one epoch is lost; the speed of an epoch is never the same twice
+    assert [point.value for point in again][:kept] == [point.value for point in killed][:kept]
+    assert not list((folder / "build/checkpoints").glob("*/trial-*"))
+
+
 def test_of_two_commands_one_joins_the_other(folder):
     # Four trials so long that the second process of each command is there before the first ones end.
     options = ("--tune.study", "joined", "--tune.trials", "4", "--tune.workers", "2", "--tune.repeats", "0",
@@ -133,19 +162,14 @@ def test_what_a_finished_search_leaves(folder):
             by_fold = client(folder).get_metric_history(run.info.run_id, "folds/macro_f1")
             assert [point.step for point in by_fold] == [0, 1]
     (again,) = children(folder, parent.info.run_id, "best")
-    defaults = children(folder, parent.info.run_id, "defaults")
-    if found.best_trial.number == 0:
-        assert not defaults
-        assert "nothing better than params.yaml was found" in said
-    else:
-        (before,) = defaults
-        assert before.data.params["train.learning_rate"] == "0.001"
-        scores = [run.data.metrics["out_of_fold/macro_f1"] for run in (before, again)]
-        gain = parent.data.metrics
-        assert gain["gain/macro_f1"] == pytest.approx(scores[1] - scores[0])
-        assert gain["gain/macro_f1_low"] <= gain["gain/macro_f1"] <= gain["gain/macro_f1_high"]
-        assert f"gain over params.yaml: macro_f1 {gain['gain/macro_f1']:+.3f}" in said
-    assert again.data.tags["seed"] == "1"  # not the seed that the choice was made with
+    (before,) = children(folder, parent.info.run_id, "defaults")
+    assert before.data.params["train.learning_rate"] == "0.001"
+    assert before.data.params["model.head_width"] == "16"  # which the space does not hold
+    scores = [run.data.metrics["out_of_fold/macro_f1"] for run in (before, again)]
+    gain = parent.data.metrics
+    assert gain["gain/macro_f1"] == pytest.approx(scores[1] - scores[0])
+    assert gain["gain/macro_f1_low"] <= gain["gain/macro_f1"] <= gain["gain/macro_f1_high"]
+    assert f"gain over params.yaml: macro_f1 {gain['gain/macro_f1']:+.3f}" in said
     version = client(folder).get_model_version_by_alias("tuned", "champion")
     assert version.tags["run_id"] == again.info.run_id
     assert "tuned version 1: Champion" in said
@@ -153,15 +177,17 @@ def test_what_a_finished_search_leaves(folder):
 
 
 def test_a_finished_study_of_which_more_trials_are_asked_goes_on_in_a_run_of_its_own(folder):
-    options = ("--tune.study", "longer", "--tune.repeats", "1", "--tune.offer", "False")
-    ultrasound(folder, "tune", *QUICK, *options, "--tune.trials", "2")
+    space = "{train.learning_rate: {low: 0.000001, high: 0.001, log: true}}"
+    options = ("--tune.study", "longer", "--tune.offer", "False", "--tune.space", space)
+    said = ultrasound(folder, "tune", *QUICK, *options, "--tune.trials", "1").stdout
+    assert "nothing better than params.yaml was found" in said
     first = study(folder, "longer").user_attrs["parent_run"]
-    ultrasound(folder, "tune", *QUICK, *options, "--tune.trials", "4")
+    ultrasound(folder, "tune", *QUICK, *options, "--tune.trials", "3")
     found = study(folder, "longer")
     second = client(folder).get_run(found.user_attrs["parent_run"])
     assert second.data.tags["continues"] == first
-    assert [len(children(folder, parent, "trial")) for parent in (first, second.info.run_id)] == [2, 2]
-    assert second.data.params["tune.trials"] == "4"
+    assert [len(children(folder, parent, "trial")) for parent in (first, second.info.run_id)] == [1, 2]
+    assert second.data.params["tune.trials"] == "3"
     best = max((trial for trial in found.trials if trial.value), key=lambda trial: trial.value)
     assert second.data.tags["best_trial"] == f"trial-{best.number:03d}"
 

@@ -34,20 +34,21 @@ def run(params: Params) -> None:
     repeated = Repeats([], [], {})
     offered = None
     with session.opened(params, data, tags, values) as search:
+        state = CHECKPOINTS / search.parent_id
         if search.is_over:
             print(
                 f"study {params.tune.study} holds its {params.tune.trials} trials already, see run {search.parent_id}"
             )
         else:
-            session.work(search, params, PREPARED, tags)
+            session.work(search, params, PREPARED, tags, state)
         if search.is_holder:
             runs.log_file(page)
             report.log(search.study)
-            repeated = repeats.train(search.study, params, data, tags, CHECKPOINTS / search.parent_id)
+            repeated = repeats.train(search.study, params, data, tags, state)
             if repeated.best and params.tune.offer:
                 found = store.get(repeated.best[0].run_id)
                 offered = offering.offer(found, params.register_.name, data, catalog.read(CATALOG))
-            shutil.rmtree(CHECKPOINTS / search.parent_id, ignore_errors=True)  # nothing is left to continue
+            shutil.rmtree(state, ignore_errors=True)  # nothing is left to continue
     table = report.table(search.study).drop(columns=["origin", "run_id", "steps"])
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
     best = study.best(search.study)

@@ -76,19 +76,20 @@ def opened(params: Params, data: Prepared, tags: Mapping[str, str], values: Mapp
         yield Search(found, parent, is_holder, is_done and not is_holder)
 
 
-def work(search: Search, params: Params, folder: Path, tags: Mapping[str, str]) -> None:
+def work(search: Search, params: Params, folder: Path, tags: Mapping[str, str], state: Path) -> None:
     """Run trials until the study holds its number, with `tune.workers` processes; shows how far it is.
 
     Args:
         folder: of the prepared data.
         tags: of the trials' runs.
+        state: folder of the search's checkpoints.
     """
     minutes = params.tune.timeout
     deadline = time.time() + minutes * 60 if minutes else float("inf")
     context = multiprocessing.get_context("spawn")
     parent_id = None if search.is_holder else search.parent_id
     others = [
-        context.Process(target=_other, args=(number, params, folder, dict(tags), search.parent_id, deadline))
+        context.Process(target=_other, args=(number, params, folder, dict(tags), search.parent_id, state, deadline))
         for number in range(1, params.tune.workers)
     ]
     for process in others:
@@ -101,7 +102,7 @@ def work(search: Search, params: Params, folder: Path, tags: Mapping[str, str]) 
                 bar.set_postfix_str(_state(found))
 
             show(search.study)
-            _trials(0, search.study, params, prepared.read(folder), tags, parent_id, deadline, show)
+            _trials(0, search.study, params, prepared.read(folder), tags, parent_id, state, deadline, show)
     except BaseException:
         for process in others:
             process.terminate()  # each closes its run and puts its trial in line again
@@ -113,7 +114,7 @@ def work(search: Search, params: Params, folder: Path, tags: Mapping[str, str]) 
 
 def _trials(
     number: int, found: optuna.Study, params: Params, data: Prepared, tags: Mapping[str, str], parent_id: str | None,
-    deadline: float, show: Any = lambda found: None,
+    state: Path, deadline: float, show: Any = lambda found: None,
 ) -> None:  # fmt: skip
     """Be a worker, the one of this number on this machine."""
     if torch.cuda.is_available():
@@ -122,12 +123,12 @@ def _trials(
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // params.tune.workers))
     workers.work(
         found, study.storage_address(params.tune), params.tune.trials, deadline,
-        lambda trial: trials.run(trial, params, data, tags, parent_id), show,
+        lambda trial: trials.run(trial, params, data, tags, parent_id, state), show,
     )  # fmt: skip
 
 
 def _other(
-    number: int, params: Params, folder: Path, tags: dict[str, str], parent_id: str, deadline: float
+    number: int, params: Params, folder: Path, tags: dict[str, str], parent_id: str, state: Path, deadline: float
 ) -> None:  # a process of its own
     raise_on_signals()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -136,7 +137,7 @@ def _other(
         shared = study.open_study(params, None)
     if shared:
         with contextlib.suppress(KeyboardInterrupt):
-            _trials(number, shared, params, prepared.read(folder), tags, parent_id, deadline)
+            _trials(number, shared, params, prepared.read(folder), tags, parent_id, state, deadline)
 
 
 def _state(found: optuna.Study) -> str:

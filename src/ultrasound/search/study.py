@@ -107,7 +107,7 @@ def retry_dead(study: optuna.Study) -> None:
     for trial in running:
         if heartbeat.is_gone(trial.user_attrs.get(PROCESS, "")):
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            retry(study, trial.number)
+            retry(study, trial.number, RETRIES)
     optuna.storages.fail_stale_trials(study)
     failed = {trial.number for trial in trials(study, TrialState.FAIL)}  # others may have ended well meanwhile
     for trial in running:
@@ -115,10 +115,10 @@ def retry_dead(study: optuna.Study) -> None:
             heartbeat.close(trial.user_attrs[RUN])
 
 
-def retry(study: optuna.Study, number: int) -> None:
-    """Put a failed trial in line again, as a new one with the same parameters."""
+def retry(study: optuna.Study, number: int, limit: int | None = None) -> None:
+    """Put a failed trial in line again, as a new one with the same parameters, unless it was so `limit` times."""
     (failed,) = [trial for trial in study.get_trials() if trial.number == number]
-    RetryHeartbeatStaleTrialCallback(RETRIES)(study, failed)
+    RetryHeartbeatStaleTrialCallback(limit)(study, failed)
 
 
 def retried(trial: optuna.Trial) -> int | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import optuna
 
 from ultrasound.errors import signals_wait
 from ultrasound.images.prepared import Prepared
+from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.divergence import DivergedError
 from ultrasound.learning.loop import EpochResult
 from ultrasound.learning.memory import TooLargeError
@@ -28,11 +32,16 @@ def name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def run(trial: optuna.Trial, params: Params, data: Prepared, tags: Mapping[str, str], parent_id: str | None) -> float:
+def run(
+    trial: optuna.Trial, params: Params, data: Prepared, tags: Mapping[str, str], parent_id: str | None, state: Path
+) -> float:  # fmt: skip
     """Train a trial's parameters on the folds of `tune.folds`; its value is `tune.metric` out of fold.
+
+    A trial that repeats one that was stopped on this machine goes on after the last epoch of that one.
 
     Args:
         parent_id: the tuning run, where another process holds it.
+        state: folder of the search's checkpoints.
 
     Raises:
         TrialPruned: its epochs or folds are too far behind those of the trials before.
@@ -48,7 +57,8 @@ def run(trial: optuna.Trial, params: Params, data: Prepared, tags: Mapping[str, 
         with signals_wait():
             trial.set_user_attr(study.RUN, run_id)
         try:
-            value = _folds(trial, chosen, data)
+            with _kept_if_stopped(state / name(trial.number if before is None else before)) as folder:
+                value = _folds(trial, chosen, data, folder)
         except optuna.TrialPruned as pruned:
             ended = pruned  # raised again below: a pruned trial is a finished run, not a failed one
             runs.tag(trial_state="pruned", trial_reason=str(pruned))
@@ -62,6 +72,17 @@ def run(trial: optuna.Trial, params: Params, data: Prepared, tags: Mapping[str, 
     return value
 
 
+@contextmanager
+def _kept_if_stopped(folder: Path) -> Iterator[Path]:
+    """Checkpoints for the next who runs this trial; not needed when it has ended by itself."""
+    try:
+        yield folder
+    except Exception:  # Ctrl-C is none
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _is_hopeless(trial: optuna.Trial, value: float, step: int) -> bool:
     """Report a value; says whether the trial is to be given up."""
     with signals_wait():
@@ -69,7 +90,7 @@ def _is_hopeless(trial: optuna.Trial, value: float, step: int) -> bool:
         return trial.should_prune()
 
 
-def _folds(trial: optuna.Trial, params: Params, data: Prepared) -> float:
+def _folds(trial: optuna.Trial, params: Params, data: Prepared, state: Path) -> float:
     metric, parts = params.tune.metric, []
     for number, fold in enumerate(params.tuned_folds):
 
@@ -83,6 +104,7 @@ def _folds(trial: optuna.Trial, params: Params, data: Prepared) -> float:
 
         trained = training.train(
             params, data, f"{name(trial.number)}, fold {fold}", fold, prefix=f"fold_{fold}/" if number else "",
+            checkpoints=Checkpoints(state / f"fold-{fold}") if params.train.resume else None,
             on_epoch=report if number == 0 else lambda result: None,
         )  # fmt: skip
         parts.append(trained)
