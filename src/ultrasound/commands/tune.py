@@ -30,7 +30,7 @@ def run(params: Params) -> None:
     page = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     values = flatten(params, ("data", "split", "preprocess", *SECTIONS))
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # the bar and the table say the same
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the bar and the table say the same
     repeated = Repeats([], [], {})
     offered = None
     with session.opened(params, data, tags, values) as search:
@@ -48,6 +48,7 @@ def run(params: Params) -> None:
             if repeated.best and params.tune.offer:
                 found = store.get(repeated.best[0].run_id)
                 offered = offering.offer(found, params.register_.name, data, catalog.read(CATALOG))
+            report.log_best(search.study)
             shutil.rmtree(state, ignore_errors=True)  # nothing is left to continue
     table = report.table(search.study).drop(columns=["origin", "run_id", "steps"])
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))

@@ -31,6 +31,8 @@ METRICS: dict[str, Callable[[Targets, Probabilities], float]] = {
     "log_loss": lambda y, p: float(sk.log_loss(y, p, labels=list(range(p.shape[1])))),
 }
 
+LOWER_IS_BETTER = {"log_loss"}
+
 # Of one class against the rest: (is this class (n,), predicted as this class (n,), its probability (n,)) -> value
 CLASS_METRICS: dict[str, Callable[[NDArray[np.bool_], NDArray[np.bool_], Probabilities], float]] = {
     "precision": lambda y, chosen, p: float(sk.precision_score(y, chosen, zero_division=0)),

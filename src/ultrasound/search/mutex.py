@@ -1,7 +1,7 @@
 """One at a time, over processes and machines: what is decided about a study is decided under its database's lock.
 
-The lock ends with the process that holds it, whatever ends that: the system gives back a locked file, PostgreSQL the
-lock of a connection that is gone.
+The lock ends with the process that holds it: the system gives back a locked file, PostgreSQL the lock of a connection
+that is gone, within a minute and a half where its machine has lost power or network.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sqlalchemy
 from sqlalchemy.pool import NullPool
 
 from ultrasound.errors import InputError, ParameterError
+
+KEEPALIVES = "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
 
 
 def _connected(engine: sqlalchemy.Engine, url: sqlalchemy.URL) -> sqlalchemy.Connection:
@@ -44,13 +46,20 @@ def held(storage: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     elif url.get_backend_name() == "postgresql":
-        engine = sqlalchemy.create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        try:
+            engine = sqlalchemy.create_engine(
+                url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args={"options": KEEPALIVES}
+            )
+        except ModuleNotFoundError as missing:
+            raise ParameterError(
+                f"the driver of {url.render_as_string()} is not here ({missing.name}): write postgresql://"
+            ) from None
         with _connected(engine, url) as connection:
             key = zlib.crc32(b"ultrasound")  # of one database; others have locks of their own
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
             yield  # closing the connection gives the lock back
     else:
         raise ParameterError(
-            f"tune.storage={url.render_as_string()}: a study lives in SQLite (sqlite:///build/optuna.db) or in "
-            "PostgreSQL (postgresql://user:password@host/name)"
+            f"{url.render_as_string()}: a study lives in SQLite (tune.storage: sqlite:///build/optuna.db) or in "
+            "PostgreSQL (TUNE_STORAGE=postgresql://user:password@host/name)"
         )

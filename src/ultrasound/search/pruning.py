@@ -21,8 +21,8 @@ from ultrasound.sections import Params
 def fold_end(params: Params, number: int) -> int:
     """The step at which the fold of this number, counted from 0, ends."""
     allowed = params.tune.space.get("train.epochs")
-    longest = params.train.epochs if allowed is None else int(max(allowed.choices or (allowed.high or 0,)))
-    return (number + 1) * longest
+    possible = [] if allowed is None else allowed.choices or [allowed.high]
+    return (number + 1) * int(max([params.train.epochs, *possible]))  # its own where a condition leaves it out
 
 
 class FoldsAndEpochs(BasePruner):

@@ -52,7 +52,6 @@ def log(opened: optuna.Study) -> None:
     best = study.best(opened)
     runs.log_metrics({opened.user_attrs["shared"]["tune.metric"]: best.value or 0.0, "trial": best.number}, "best")
     runs.tag(best_trial=trials.name(best.number))
-    runs.log_parameters({f"best.{key}": value for key, value in best.params.items()})
     runs.log_text(fragment(best), "best_params.yaml")
     runs.log_table(table(opened), "trials")
     left_out: list[str] = []
@@ -70,6 +69,11 @@ def log(opened: optuna.Study) -> None:
         runs.tag(figures_left_out="; ".join(left_out))
 
 
+def log_best(opened: optuna.Study) -> None:
+    """Log the best parameters with the tuning run, as the last thing: MLflow's parameters cannot change any more."""
+    runs.log_parameters({f"best.{key}": value for key, value in study.best(opened).params.items()})
+
+
 def _row(trial: FrozenTrial) -> dict[str, Any]:
     attributes = trial.user_attrs
     return {
@@ -78,7 +82,7 @@ def _row(trial: FrozenTrial) -> dict[str, Any]:
         "value": trial.value if trial.state == TrialState.COMPLETE else None,
         "steps": trial.last_step,
         "seconds": trial.duration.total_seconds() if trial.duration else None,
-        "origin": attributes.get(trials.ORIGIN, "sampler"),
+        "origin": attributes.get(study.ORIGIN, "sampler"),
         "failure": attributes.get(study.FAILURE, ""),
         "run_id": attributes.get(study.RUN, ""),
         **trial.params,

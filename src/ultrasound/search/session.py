@@ -10,8 +10,9 @@ import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,29 +93,37 @@ def work(search: Search, params: Params, folder: Path, tags: Mapping[str, str], 
         context.Process(target=_other, args=(number, params, folder, dict(tags), search.parent_id, state, deadline))
         for number in range(1, params.tune.workers)
     ]
-    for process in others:
-        process.start()
+    started: list[SpawnProcess] = []
     try:
-        with tqdm(total=params.tune.trials, desc=params.tune.study, unit="trial", disable=None) as bar:
+        for process in others:
+            with signals_wait():
+                process.start()
+                started.append(process)
+        done = len(study.finished(search.study))
+        with tqdm(total=params.tune.trials, initial=done, desc=params.tune.study, unit="trial", disable=None) as bar:
 
             def show(found: optuna.Study) -> None:
-                bar.update(len(study.finished(found)) - bar.n)
+                nonlocal done
+                before, done = done, len(study.finished(found))
                 bar.set_postfix_str(_state(found))
+                bar.update(done - before)
+                if bar.disable and done > before:  # no terminal: a line a change, for a file
+                    print(f"{params.tune.study}: {done} of {params.tune.trials} trials, {_state(found)}", flush=True)
 
-            show(search.study)
+            bar.set_postfix_str(_state(search.study))
             _trials(0, search.study, params, prepared.read(folder), tags, parent_id, state, deadline, show)
     except BaseException:
-        for process in others:
+        for process in started:
             process.terminate()  # each closes its run and puts its trial in line again
         raise
     finally:
-        for process in others:
+        for process in started:
             process.join()
 
 
 def _trials(
     number: int, found: optuna.Study, params: Params, data: Prepared, tags: Mapping[str, str], parent_id: str | None,
-    state: Path, deadline: float, show: Any = lambda found: None,
+    state: Path, deadline: float, show: Callable[[optuna.Study], object] = lambda found: None,
 ) -> None:  # fmt: skip
     """Be a worker, the one of this number on this machine."""
     if torch.cuda.is_available():
@@ -131,13 +140,11 @@ def _other(
     number: int, params: Params, folder: Path, tags: dict[str, str], parent_id: str, state: Path, deadline: float
 ) -> None:  # a process of its own
     raise_on_signals()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shared = None
-    with contextlib.suppress(KeyboardInterrupt), mutex.held(study.storage_address(params.tune)):
-        shared = study.open_study(params, None)
-    if shared:
-        with contextlib.suppress(KeyboardInterrupt):
-            _trials(number, shared, params, prepared.read(folder), tags, parent_id, state, deadline)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with contextlib.suppress(KeyboardInterrupt):
+        with mutex.held(study.storage_address(params.tune)), signals_wait():
+            shared = study.open_study(params, None)
+        _trials(number, shared, params, prepared.read(folder), tags, parent_id, state, deadline)
 
 
 def _state(found: optuna.Study) -> str:

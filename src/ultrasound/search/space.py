@@ -9,6 +9,7 @@ import optuna
 
 from ultrasound.errors import ParameterError
 from ultrasound.params import flatten, override
+from ultrasound.scoring.metrics import LOWER_IS_BETTER, METRICS
 from ultrasound.sections import Params, Range
 
 # A trial may not choose what decides whether trials can be compared, or what machine they run on.
@@ -28,7 +29,7 @@ def suggest(trial: optuna.Trial, params: Params) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     for key, allowed in params.tune.space.items():
         if applies(allowed, drawn):
-            drawn[key] = _draw(trial, key, allowed, isinstance(now[key], int))
+            drawn[key] = _draw(trial, key, allowed, not isinstance(now[key], float))
     return drawn
 
 
@@ -51,8 +52,14 @@ def check(params: Params) -> None:
     """Check that every key may be searched, and that the ends of its range, or its choices, are possible values.
 
     Raises:
-        ParameterError: one may not or is not, the key is unknown, or a condition can never hold.
+        ParameterError: one may not or is not, the key is unknown, a condition can never hold, or trials would be
+            compared by no metric or in the wrong direction.
     """
+    metric, direction = params.tune.metric, "minimize" if params.tune.metric in LOWER_IS_BETTER else "maximize"
+    if metric not in METRICS:
+        raise ParameterError(f"tune.metric={metric}: there are {', '.join(METRICS)}")
+    if params.tune.direction != direction:
+        raise ParameterError(f"tune.direction={params.tune.direction}, but to be better is to {direction} {metric}")
     before: dict[str, Range] = {}
     for key, allowed in params.tune.space.items():
         for value in allowed.choices or (allowed.low, allowed.high):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+import sqlalchemy
+from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from ultrasound.errors import InputError, signals_wait
+from ultrasound.errors import InputError, ParameterError, signals_wait
 from ultrasound.search import space
 from ultrasound.search.pruning import FoldsAndEpochs
 from ultrasound.sections import Params, Tune
@@ -30,12 +32,27 @@ GRACE = 3  # heartbeats
 RETRIES = 3
 WAIT_SECONDS = 60  # for a database that others are writing to
 PARENT = "parent_run"  # attribute of a study
-PROCESS, RUN, FAILURE = "process", "run_id", "failure"  # attributes of a trial
+PROCESS, RUN, FAILURE, ORIGIN = "process", "run_id", "failure", "origin"  # attributes of a trial
+HISTORY = "retry_history"  # system attribute of a trial: those that it repeats
 
 
 def storage_address(settings: Tune) -> str:
-    """Where the study lives: `TUNE_STORAGE` if it is set, else `tune.storage`."""
-    return os.environ.get(STORAGE_VARIABLE) or settings.storage
+    """Where the study lives: `TUNE_STORAGE` if it is set, else `tune.storage`.
+
+    Raises:
+        ParameterError: it is no address, or `tune.storage`, which is logged, holds a password.
+    """
+    given = os.environ.get(STORAGE_VARIABLE)
+    try:
+        url = sqlalchemy.make_url(given or settings.storage)
+    except sqlalchemy.exc.ArgumentError:
+        raise ParameterError(
+            f"{STORAGE_VARIABLE if given else 'tune.storage'} is no address of a database, such as "
+            "sqlite:///build/optuna.db or postgresql://user:password@host/name"
+        ) from None
+    if url.password and not given:
+        raise ParameterError(f"tune.storage holds a password and would be logged: set {STORAGE_VARIABLE} instead")
+    return given or settings.storage
 
 
 def open_study(params: Params, shared: Mapping[str, Any] | None) -> optuna.Study:
@@ -57,19 +74,23 @@ def open_study(params: Params, shared: Mapping[str, Any] | None) -> optuna.Study
         engine_kwargs={"connect_args": {"timeout": WAIT_SECONDS}} if is_sqlite else {"pool_pre_ping": True},
         heartbeat_interval=settings.heartbeat,
         grace_period=GRACE * settings.heartbeat,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
+        heartbeat_stale_trial_callback=lambda study, trial: retry(study, trial.number, RETRIES),
     )
     study = optuna.create_study(
         storage=storage, study_name=settings.study, direction=settings.direction, load_if_exists=True,
-        sampler=_sampler(settings), pruner=FoldsAndEpochs(params),
+        pruner=FoldsAndEpochs(params),
     )  # fmt: skip
+    known = study.user_attrs.get("shared")
+    study.sampler = _sampler(settings, study, is_new=known is None)
     if shared is None:
         return study
     shared = dict(shared)
-    known = study.user_attrs.get("shared")
     if known is None:
         study.set_user_attr("shared", shared)
-        study.enqueue_trial(space.defaults(params), user_attrs={"origin": "params.yaml"})
+        first = space.defaults(params)
+        missing = ", ".join(key for key, allowed in settings.space.items() if not allowed.when and key not in first)
+        origin = "params.yaml" + (f", but for {missing}, outside tune.space" if missing else "")
+        study.enqueue_trial(first, user_attrs={ORIGIN: origin})
     elif known != shared:
         changed = ", ".join(sorted(key for key in {*known, *shared} if known.get(key) != shared.get(key)))
         raise InputError(f"study {settings.study} was begun with other values of {changed}: choose a new tune.study")
@@ -105,7 +126,8 @@ def retry_dead(study: optuna.Study) -> None:
     """Put the trials in line again whose process is gone, and close their runs. Under the lock of the database."""
     running = trials(study, TrialState.RUNNING)
     for trial in running:
-        if heartbeat.is_gone(trial.user_attrs.get(PROCESS, "")):
+        # Who claims a slot names itself before it gives the lock back: without a name it died while it held the lock.
+        if PROCESS not in trial.user_attrs or heartbeat.is_gone(trial.user_attrs[PROCESS]):
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             retry(study, trial.number, RETRIES)
     optuna.storages.fail_stale_trials(study)
@@ -117,19 +139,32 @@ def retry_dead(study: optuna.Study) -> None:
 
 def retry(study: optuna.Study, number: int, limit: int | None = None) -> None:
     """Put a failed trial in line again, as a new one with the same parameters, unless it was so `limit` times."""
-    (failed,) = [trial for trial in study.get_trials() if trial.number == number]
-    RetryHeartbeatStaleTrialCallback(limit)(study, failed)
+    (failed,) = [trial for trial in study.get_trials(deepcopy=False) if trial.number == number]
+    history = [*failed.system_attrs.get(HISTORY, []), number]
+    if limit is not None and len(history) > limit:
+        return
+    # As Optuna's own callback does it, but without what was true of the process and of the pruner's rungs.
+    kept = {key: failed.system_attrs[key] for key in ("fixed_params",) if key in failed.system_attrs}
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING, params=failed.params, distributions=failed.distributions,
+            user_attrs={key: failed.user_attrs[key] for key in (ORIGIN,) if key in failed.user_attrs},
+            system_attrs={**kept, HISTORY: history},
+        )
+    )  # fmt: skip
 
 
 def retried(trial: optuna.Trial) -> int | None:
     """The number of the trial that this one repeats, if it does."""
-    frozen = trial.study.get_trials(deepcopy=False)[trial.number]
-    return RetryHeartbeatStaleTrialCallback.retried_trial_number(frozen)
+    history = trial.study.get_trials(deepcopy=False)[trial.number].system_attrs.get(HISTORY)
+    return history[0] if history else None
 
 
-def _sampler(settings: Tune) -> optuna.samplers.BaseSampler:
-    # Workers draw apart: with one seed and no trial yet, all would begin with the same.
-    seed = settings.seed + os.getpid() if settings.workers > 1 else settings.seed
+def _sampler(settings: Tune, study: optuna.Study, *, is_new: bool) -> optuna.samplers.BaseSampler:
+    # Whoever joins or comes back draws apart: with the seed alone it would draw what was drawn before.
+    count = len(study.get_trials(deepcopy=False))
+    mark = f"{settings.seed} {count} {heartbeat.marks()[heartbeat.PROCESS_TAG]}"
+    seed = settings.seed if is_new else zlib.crc32(mark.encode())
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     conditional = any(allowed.when for allowed in settings.space.values())

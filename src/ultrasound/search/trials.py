@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+import torch
 
-from ultrasound.errors import signals_wait
+from ultrasound.errors import ParameterError, signals_wait
+from ultrasound.images import splitting
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.divergence import DivergedError
@@ -18,13 +20,14 @@ from ultrasound.learning.loop import EpochResult
 from ultrasound.learning.memory import TooLargeError
 from ultrasound.params import flatten, override
 from ultrasound.scoring import metrics
+from ultrasound.scoring.metrics import Targets
 from ultrasound.search import space, study
 from ultrasound.search.pruning import fold_end
 from ultrasound.search.workers import TrialError
 from ultrasound.sections import Params
 from ultrasound.tracking import models, runs, training
 
-ORIGIN, RETRY_OF = "origin", "retry_of"
+RETRY_OF = "retry_of"  # tag of its run
 
 
 def name(number: int) -> str:
@@ -47,10 +50,16 @@ def run(
         TrialPruned: its epochs or folds are too far behind those of the trials before.
         TrialError: the loss is no longer finite, or the GPU's memory is too small.
     """
-    chosen = override(params, space.suggest(trial, params))
+    with signals_wait():
+        drawn, before = space.suggest(trial, params), study.retried(trial)
+    try:
+        chosen = override(params, drawn)
+    except ParameterError as error:  # each value is possible, not all of them together
+        raise TrialError(str(error)) from error
     shown = flatten(chosen, ("model", "augment", "train")) | {"train.folds": list(params.tuned_folds)}
-    about = {**tags, "trial": str(trial.number), ORIGIN: trial.user_attrs.get(ORIGIN, params.tune.sampler)}
-    if (before := study.retried(trial)) is not None:
+    origin = trial.user_attrs.get(study.ORIGIN, params.tune.sampler)
+    about = {**tags, "trial": str(trial.number), study.ORIGIN: origin}
+    if before is not None:
         about[RETRY_OF] = name(before)
     ended: Exception | None = None
     with runs.child("trial", name(trial.number), shown, about, parent_id) as run_id:
@@ -62,7 +71,7 @@ def run(
         except optuna.TrialPruned as pruned:
             ended = pruned  # raised again below: a pruned trial is a finished run, not a failed one
             runs.tag(trial_state="pruned", trial_reason=str(pruned))
-        except (DivergedError, TooLargeError) as error:
+        except (DivergedError, TooLargeError, ParameterError, torch.OutOfMemoryError) as error:
             runs.tag(trial_state="failed", trial_reason=str(error))
             raise TrialError(str(error)) from error
         else:
@@ -92,13 +101,17 @@ def _is_hopeless(trial: optuna.Trial, value: float, step: int) -> bool:
 
 def _folds(trial: optuna.Trial, params: Params, data: Prepared, state: Path) -> float:
     metric, parts = params.tune.metric, []
+    score_of = metrics.METRICS[metric]
+    numbers = training.class_numbers(params, data)
     for number, fold in enumerate(params.tuned_folds):
+        targets = numbers[data.rows(splitting.DEVELOPMENT, fold)]
 
-        def report(result: EpochResult) -> None:
+        def report(result: EpochResult, targets: Targets = targets) -> None:
+            value = score_of(targets, result.probabilities)
             is_last = result.epoch == fold_end(params, 0)  # that is the fold's end, reported below
-            if not is_last and _is_hopeless(trial, result.validation[metric], result.epoch):
+            if not is_last and _is_hopeless(trial, value, result.epoch):
                 raise optuna.TrialPruned(
-                    f"epoch {result.epoch} of the first fold: {metric} {result.validation[metric]:.3f} is behind "
+                    f"epoch {result.epoch} of the first fold: {metric} {value:.3f} is behind "
                     f"other trials ({params.tune.prune_epochs})"
                 )
 
@@ -108,9 +121,10 @@ def _folds(trial: optuna.Trial, params: Params, data: Prepared, state: Path) -> 
             on_epoch=report if number == 0 else lambda result: None,
         )  # fmt: skip
         parts.append(trained)
-        score = metrics.METRICS[metric](trained.targets, trained.chosen.probabilities)
+        score = score_of(trained.targets, trained.chosen.probabilities)
         runs.log_metrics({metric: score}, "folds", step=fold)
-        if _is_hopeless(trial, score, fold_end(params, number)):
+        is_last = number + 1 == len(params.tuned_folds)  # nothing is saved by giving up there
+        if _is_hopeless(trial, score, fold_end(params, number)) and not is_last:
             raise optuna.TrialPruned(f"after {number + 1} folds: {metric} is behind the best trial's (Wilcoxon)")
     targets = np.concatenate([part.targets for part in parts])
     probabilities = np.concatenate([part.chosen.probabilities for part in parts])
@@ -119,4 +133,6 @@ def _folds(trial: optuna.Trial, params: Params, data: Prepared, state: Path) -> 
     runs.log_metrics(values, "out_of_fold")
     samples = data.samples.iloc[np.concatenate([part.rows for part in parts])]
     runs.log_table(models.predictions(samples, labels, probabilities), "predictions_out_of_fold")
+    if not np.isfinite(values[metric]):
+        raise DivergedError(f"{metric} out of fold is {values[metric]}")
     return values[metric]

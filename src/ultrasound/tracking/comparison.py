@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ultrasound.errors import ParameterError
 from ultrasound.images import splitting
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import backbone, costs, fitting
@@ -43,7 +45,7 @@ class Compared(NamedTuple):
     """One model of a comparison.
 
     Attributes:
-        name: of the backbone; `probe NAME` where its features are frozen.
+        name: as `compare.models` has it; `probe NAME` where the backbone's features are frozen.
         probabilities: (n, classes) out of fold, images in the order of the prepared data.
         scores: metric -> value with its interval.
         differences: metric -> how much higher than the first model's; empty for the first.
@@ -69,9 +71,13 @@ def check(params: Params, prepared: Prepared) -> None:
     """Make every model once, so that none is refused after hours of training the others.
 
     Raises:
-        ParameterError: an unknown model, weights that cannot be had, or images of a size that it does not take.
+        ParameterError: a model twice, an unknown one, weights that cannot be had, or images of a size that it does not
+            take.
     """
-    for each in (_with_model(params, word) for word in params.compare.models):
+    words = params.compare.models
+    if doubled := sorted({word for word in words if words.count(word) > 1}):
+        raise ParameterError(f"compare.models names {', '.join(doubled)} more than once")
+    for each in (_with_model(params, word) for word in words):
         model = each.model
         network = backbone.create(
             model.name, model.weights, len(params.data.classes), model.head_width, model.dropout, model.drop_path
@@ -86,10 +92,10 @@ def compare(params: Params, prepared: Prepared, tags: Mapping[str, str], state: 
         tags: of the children.
         state: folder of the run's checkpoints.
     """
-    chosen = [_with_model(params, word) for word in params.compare.models]
-    found = [_trained(each, prepared, tags, state) for each in chosen]
+    words = params.compare.models
+    found = [_trained(word, _with_model(params, word), prepared, tags, state) for word in words]
     if params.compare.probe:
-        found.append(_probed(chosen[0], prepared, tags))
+        found.append(_probed(_with_model(params, words[0]), prepared, tags))
     rows = _rows(params, prepared)
     targets = training.class_numbers(params, prepared)[rows]
     groups = prepared.samples["group"].to_numpy()[rows]
@@ -153,7 +159,7 @@ def log(found: list[Compared], params: Params, prepared: Prepared) -> None:
     runs.log_table(table(found), "comparison")
     for each in found:
         values = {metric: score.value for metric, score in each.scores.items()}
-        runs.log_metrics({**values, "latency_ms": each.cost.latency_ms}, each.name.replace(" ", "_"))
+        runs.log_metrics({**values, "latency_ms": each.cost.latency_ms}, _as_name(each.name))
     points = {each.name: (each.cost.latency_ms, each.scores["macro_f1"]) for each in found}
     runs.log_figure(figures.score_against_latency(points, prepared.preparation.size), "score_against_latency")
 
@@ -171,8 +177,13 @@ def _rows(params: Params, prepared: Prepared) -> NDArray[np.int64]:
     return rows[np.isin(folds_of[rows].astype(int), params.compared_folds)]
 
 
-def _trained(params: Params, prepared: Prepared, tags: Mapping[str, str], state: Path) -> Compared:
-    name, size = params.model.name, prepared.preparation.size
+def _as_name(word: str) -> str:
+    """A model as `compare.models` has it, as name of a run, a metric and a folder."""
+    return re.sub(r"[^\w.-]+", "-", word)
+
+
+def _trained(word: str, params: Params, prepared: Prepared, tags: Mapping[str, str], state: Path) -> Compared:
+    name, size = _as_name(word), prepared.preparation.size
     shown = flatten(params, ("model", "augment", "train"))
     with runs.child("compared", name, shown, tags) as run_id:
         crossed = folds.cross_validate(params, prepared, state / name, with_models=False)
@@ -183,13 +194,13 @@ def _trained(params: Params, prepared: Prepared, tags: Mapping[str, str], state:
             for result in trained.history
         )
         network = backbone.create(
-            name, "none", len(params.data.classes), params.model.head_width, params.model.dropout,
+            params.model.name, "none", len(params.data.classes), params.model.head_width, params.model.dropout,
             params.model.drop_path,
         )  # fmt: skip
         cost = _cost(network, size)
         runs.log_metrics({**cost._asdict(), "training_s": seconds}, "cost")
     by_fold = [values["macro_f1"] for values in crossed.values.values()]
-    return Compared(name, crossed.probabilities, {}, {}, np.nan, by_fold, cost, seconds, run_id)
+    return Compared(word, crossed.probabilities, {}, {}, np.nan, by_fold, cost, seconds, run_id)
 
 
 def _probed(params: Params, prepared: Prepared, tags: Mapping[str, str]) -> Compared:

@@ -8,6 +8,7 @@ import pandas as pd
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
+from ultrasound.errors import signals_wait
 from ultrasound.images.prepared import Prepared
 from ultrasound.tracking import models, provenance, registry, runs, store
 from ultrasound.tracking.models import Evaluation
@@ -44,11 +45,13 @@ def offer(found: Run, name: str, data: Prepared, catalog: pd.DataFrame) -> Offer
 
     scored = evaluation(found.data.tags[store.MODEL_TAG], str(found.info.run_name))
     carried = {key: found.data.tags[key] for key in (*tags, "seed")}
-    version = registry.version_of(found, name, {**carried, "evaluation_run": scored.run_id})
-    champion = registry.champion(name)
+    with signals_wait():
+        version = registry.version_of(found, name, {**carried, "evaluation_run": scored.run_id})
+        champion = registry.champion(name)
     standing = None
     if champion and registry.is_comparable(champion, tags):
         standing = evaluation(registry.model_uri(champion), f"{name}-{champion.version}").metrics
-    verdict = registry.promote(version, scored.metrics, champion, standing)
+    with signals_wait():
+        verdict = registry.promote(version, scored.metrics, champion, standing)
     runs.tag(registered_version=f"{name}/{version.version}", verdict=verdict.reason)
     return Offered(version, scored, verdict)

@@ -46,8 +46,10 @@ def status(run_id: str) -> str | None:
     """`HELD` while a living process works on the run, else MLflow's word for how it ended; None if there is none."""
     try:
         run = mlflow.get_run(run_id)
-    except mlflow.MlflowException:
-        return None
+    except mlflow.MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise
     if run.info.lifecycle_stage == "deleted":
         return None
     return HELD if run.info.status == "RUNNING" and heartbeat.is_alive(run.data.tags) else str(run.info.status)

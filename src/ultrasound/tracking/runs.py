@@ -233,7 +233,11 @@ def active_id() -> str:
 def tag_of_active(name: str) -> str | None:
     """A tag of the active run; None if it has no such tag, or this process does not log."""
     active = mlflow.active_run()
-    return mlflow.get_run(active.info.run_id).data.tags.get(name) if active and is_main() else None
+    if not active or not is_main():
+        return None
+    with signals_wait():
+        tags: dict[str, str] = mlflow.get_run(active.info.run_id).data.tags
+    return tags.get(name)
 
 
 def _describe(run_id: str, verb: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
