@@ -14,6 +14,7 @@ import mlflow
 import optuna
 import psycopg
 import pytest
+from mlflow.server import get_app_client
 from optuna.trial import TrialState
 
 from tests.conftest import SMALL, copy_project, environment, run_in
@@ -21,7 +22,7 @@ from tests.search import databases
 
 QUICK = ("--train.epochs", "1", "--tune.folds", "[0, 1]", "--tune.repeats", "1", "--tune.startup_trials", "2",
          "--tune.trials", "8", "--tune.study", "team")  # fmt: skip
-USER, PASSWORD = "admin", "a-long-password-of-tests"
+ADMIN, USER = ("admin", "a-long-password-of-tests"), ("me", "another-password-of-tests")
 
 
 @contextlib.contextmanager
@@ -31,10 +32,11 @@ def tracking_server(folder, database):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     (folder / "users.ini").write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{folder}/users.db\nadmin_username = {USER}\n"
+        f"[mlflow]\ndefault_permission = EDIT\ndatabase_uri = sqlite:///{folder}/users.db\n"
+        f"admin_username = {ADMIN[0]}\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
-    settings = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "of-tests", "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD,
+    settings = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "of-tests", "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
                 "MLFLOW_AUTH_CONFIG_PATH": str(folder / "users.ini")}  # fmt: skip
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
@@ -72,29 +74,31 @@ def team(tmp_path_factory):
             yield server, of_study, clones
 
 
-def surroundings(server, storage):
-    return {"MLFLOW_TRACKING_URI": server, "TUNE_STORAGE": storage, "MLFLOW_TRACKING_USERNAME": USER,
-            "MLFLOW_TRACKING_PASSWORD": PASSWORD}  # fmt: skip
+def surroundings(server, storage, user):
+    name, password = user
+    return {"MLFLOW_TRACKING_URI": server, "TUNE_STORAGE": storage, "MLFLOW_TRACKING_USERNAME": name,
+            "MLFLOW_TRACKING_PASSWORD": password}  # fmt: skip
 
 
-def test_two_machines_search_together(team, monkeypatch):
+def test_two_people_search_together_on_two_machines(team, monkeypatch):
     server, storage, clones = team
+    for name, value in surroundings(server, storage, ADMIN).items():
+        monkeypatch.setenv(name, value)
+    get_app_client("basic-auth", server).create_user(*USER)
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "ultrasound", "tune", *QUICK], cwd=clone, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=environment(**surroundings(server, storage)),
+            stderr=subprocess.PIPE, text=True, env=environment(**surroundings(server, storage, user)),
         )
-        for clone in clones
+        for clone, user in zip(clones, (ADMIN, USER), strict=True)
     ]  # fmt: skip
     said = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert "of-tests" not in str(said)
-    assert "secret" not in str(said)
+    assert not any(password in str(said) for password in ("secret", ADMIN[1], USER[1]))
     found = optuna.load_study(study_name="team", storage=storage)
     assert len([t for t in found.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]) == 8
     assert sum("held by another process" in out for out, _ in said) == 1
-    for name, value in surroundings(server, storage).items():
-        monkeypatch.setenv(name, value)
     client = mlflow.MlflowClient(server)
     parent = client.get_run(found.user_attrs["parent_run"])
     children = client.search_runs(

@@ -1,7 +1,7 @@
-"""`python -m tests.search.trivial STORAGE TRIALS SECONDS`: a worker of a study whose trials only sleep.
+"""`python -m tests.search.trivial STORAGE TRIALS SECONDS [MACHINE]`: a worker of a study whose trials only sleep.
 
 Everything but the training is real: the study and its lock, the tuning run and its children in MLflow. Prints a line
-when it begins, and one for each trial.
+when it begins, and one for each trial. With a name of a machine it takes itself for a process of that one.
 """
 
 import sys
@@ -14,7 +14,7 @@ from tests.conftest import PROJECT
 from ultrasound import params
 from ultrasound.errors import raise_on_signals
 from ultrasound.search import session, study, trials, workers
-from ultrasound.tracking import runs
+from ultrasound.tracking import heartbeat, runs
 
 DATA = SimpleNamespace(data_digest="d", split_digest="s")
 
@@ -27,6 +27,8 @@ def main() -> None:
         {"tune.storage": storage, "tune.trials": count, "tune.heartbeat": 1, "tune.workers": 2}, PROJECT / "params.yaml"
     )
     raise_on_signals()
+    if len(sys.argv) > 4:
+        heartbeat._machine = lambda: sys.argv[4]
     with session.opened(chosen, DATA, {}, {}) as search:
         print("holder" if search.is_holder else "worker", search.parent_id, flush=True)
         parent_id = None if search.is_holder else search.parent_id
