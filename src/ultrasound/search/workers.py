@@ -41,7 +41,6 @@ def work(
         objective: may raise `TrialPruned` or `TrialError`.
         on_change: called after each own trial, and while waiting.
     """
-    gc.freeze()  # what is here now stays: the collections after each trial need not look at it
 
     def run_free_slot() -> bool:
         """Run a trial if there is a free slot; says whether there was one."""
@@ -84,12 +83,16 @@ def work(
         gc.collect()  # a trial that was given up leaves its network in a cycle of frames, on a GPU too
         return True
 
-    while len(study.finished(opened)) < count and time.time() < deadline:
-        if not run_free_slot():
+    gc.freeze()  # what is here now stays: the collections after each trial need not look at it
+    try:
+        while len(study.finished(opened)) < count and time.time() < deadline:
+            if not run_free_slot():
+                time.sleep(POLL_SECONDS)
+            on_change(opened)
+        while study.trials(opened, TrialState.RUNNING):  # of others, which began before the time was over
+            with mutex.held(address), signals_wait():
+                study.retry_dead(opened)
             time.sleep(POLL_SECONDS)
-        on_change(opened)
-    while study.trials(opened, TrialState.RUNNING):  # of others, which began before the time was over
-        with mutex.held(address), signals_wait():
-            study.retry_dead(opened)
-        time.sleep(POLL_SECONDS)
-        on_change(opened)
+            on_change(opened)
+    finally:
+        gc.unfreeze()
