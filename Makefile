@@ -22,7 +22,8 @@ demo: setup  ## the whole way on synthetic phantoms, offline, in build/demo
 	$(RUN) python scripts/demo.py
 
 test: setup  ## run the tests, through the real tools, made small
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(RUN) python -m pytest -m alone
 
 lint: setup  ## style, types, import rules
 	$(RUN) ruff check . && ruff format --check . && mypy && lint-imports

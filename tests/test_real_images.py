@@ -17,6 +17,8 @@ from tests.conftest import PROJECT, copy_project, run_in, ultrasound
 from tests.serving import assert_served_as_evaluated, serving
 from ultrasound.images import annotations, prepared
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def busi(tmp_path_factory):

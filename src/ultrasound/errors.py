@@ -28,6 +28,9 @@ class Terminated(KeyboardInterrupt):
 ECHO_SECONDS = 3.0  # `mlflow run` answers Ctrl-C, which its child has heard too, with SIGTERM: once is enough
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
 class _Stop:
     """Whether this process was asked to end, and whether that has to wait."""
 
@@ -46,8 +49,10 @@ class _Stop:
             self.end()
 
     def end(self) -> None:
-        """Raise what was asked for, once."""
+        """Raise what was asked for, once; what comes after that is ignored, up to the end of the interpreter."""
         if self.pending:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
             pending, self.pending = self.pending, None
             raise pending
 
@@ -59,7 +64,7 @@ def raise_on_signals() -> None:
     """From now on the first SIGTERM or Ctrl-C raises in the main thread, and further ones are ignored."""
     global _stop
     _stop = _Stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, _stop.hear)
 
 

@@ -30,8 +30,9 @@ def start(folder, storage, count, seconds, *machine):
     folder.mkdir(exist_ok=True)
     path = os.pathsep.join((str(PROJECT / "src"), str(PROJECT)))
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.search.trivial", storage, str(count), str(seconds), *machine],
-        cwd=folder, env=environment(PYTHONPATH=path, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db"),
+        [sys.executable, "-m", "tests.search.trivial", str(count), str(seconds), *machine],
+        cwd=folder,
+        env=environment(PYTHONPATH=path, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", TUNE_STORAGE=storage),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

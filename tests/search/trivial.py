@@ -1,4 +1,4 @@
-"""`python -m tests.search.trivial STORAGE TRIALS SECONDS [MACHINE]`: a worker of a study whose trials only sleep.
+"""`python -m tests.search.trivial TRIALS SECONDS [MACHINE]`: a worker of a study whose trials only sleep.
 
 Everything but the training is real: the study and its lock, the tuning run and its children in MLflow. Prints a line
 when it begins, and one for each trial. With a name of a machine it takes itself for a process of that one.
@@ -21,14 +21,12 @@ DATA = SimpleNamespace(data_digest="d", split_digest="s")
 
 def main() -> None:
     """Work until the study holds its trials."""
-    storage, count, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+    count, seconds = int(sys.argv[1]), float(sys.argv[2])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    chosen = params.load(
-        {"tune.storage": storage, "tune.trials": count, "tune.heartbeat": 1, "tune.workers": 2}, PROJECT / "params.yaml"
-    )
+    chosen = params.load({"tune.trials": count, "tune.heartbeat": 1, "tune.workers": 2}, PROJECT / "params.yaml")
     raise_on_signals()
-    if len(sys.argv) > 4:
-        heartbeat._machine = lambda: sys.argv[4]
+    if len(sys.argv) > 3:
+        heartbeat._machine = lambda: sys.argv[3]
     with session.opened(chosen, DATA, {}, {}) as search:
         print("holder" if search.is_holder else "worker", search.parent_id, flush=True)
         parent_id = None if search.is_holder else search.parent_id

@@ -117,7 +117,7 @@ def test_train_alone_makes_its_own_run_and_a_failure_is_told_in_it(project: Path
     before = len(runs(project, "train"))
     ultrasound(project, "train", "--train.epochs", "1")
     failed = ultrasound(project, "train", "--model.weights", "packaged", expect=1 + 1)
-    assert "tf_efficientnet_lite0 only" in failed.stderr
+    assert "tf_efficientnet_lite2 only" in failed.stderr
     fine, broken = runs(project, "train")[before:]
     assert fine.info.status == "FINISHED"
     assert broken.info.status == "FAILED"

@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,11 +143,19 @@ def _other(
     number: int, params: Params, folder: Path, tags: dict[str, str], parent_id: str, state: Path, deadline: float
 ) -> None:  # a process of its own
     raise_on_signals()
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with contextlib.suppress(KeyboardInterrupt):
         with mutex.held(study.storage_address(params.tune)), signals_wait():
             shared = study.open_study(params, None)
         _trials(number, shared, params, prepared.read(folder), tags, parent_id, state, deadline)
+
+
+def _end_with(parent: BaseProcess | None) -> None:
+    """Stop this process when the command that it works for has been killed."""
+    if parent:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _state(found: optuna.Study) -> str:
