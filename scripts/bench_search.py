@@ -1,7 +1,8 @@
 """`make bench-search`: what the search costs beside the training, and what stopping trials early saves.
 
-overhead: a study of trials that do nothing, in seconds a trial for Optuna, the lock and the child run in MLflow, by
-quarter of the study, so that growth would show. On a SQLite study and store of its own.
+overhead: a study of trials that do nothing, in seconds a trial for Optuna, the lock and the child run in MLflow with
+its parameters, metrics and table, by quarter of the study, so that growth would show. On a SQLite study and store of
+its own.
 
 pruning: the same search on phantoms with and without `tune.prune_epochs` and `tune.prune_folds`, for several seeds;
 epochs that were trained, and the best score.
@@ -23,10 +24,11 @@ from typing import Any
 
 import mlflow
 import optuna
+import pandas as pd
 import yaml
 
 from ultrasound import params as parameters
-from ultrasound.search import session, study, trials, workers
+from ultrasound.search import session, space, study, trials, workers
 from ultrasound.tracking import runs
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -67,20 +69,27 @@ def overhead(count: int) -> None:
     chosen = parameters.load(changes, PROJECT / "params.yaml")
     ended: list[float] = []
     data: Any = SimpleNamespace(data_digest="none", split_digest="none")
+    shown = parameters.flatten(chosen, ("model", "augment", "train"))
+    answers = pd.DataFrame({"image_id": range(600), "predicted": "benign"})
     with session.opened(chosen, data, {}, {}) as search:
 
         def objective(trial: optuna.Trial) -> float:
-            with runs.child("trial", trials.name(trial.number), {}, {"trial": str(trial.number)}) as run_id:
+            study.retried(trial)
+            with runs.child("trial", trials.name(trial.number), shown, {"trial": str(trial.number)}) as run_id:
                 trial.set_user_attr(study.RUN, run_id)
-                value = sum(trial.suggest_float(f"x{number}", 0, 1) for number in range(4))
+                value = sum(space.suggest(trial, chosen).values(), 0.0)
                 trial.report(value, 1)
                 trial.should_prune()
                 runs.log_metrics({"value": value}, "trivial")
+                runs.log_table(answers, "predictions_out_of_fold")
             return value
 
-        address = study.storage_address(chosen.tune)
+        def note(found: optuna.Study) -> None:
+            session.progress(found)
+            ended.append(time.perf_counter())
+
         ended.append(time.perf_counter())
-        workers.work(search.study, address, count, float("inf"), objective, lambda _: ended.append(time.perf_counter()))
+        workers.work(search.study, study.storage_address(chosen.tune), count, float("inf"), objective, note)
     taken = [after - before for before, after in itertools.pairwise(ended)]
     print(f"{count} trials that do nothing; seconds a trial, median (least to most)")
     for quarter in range(4):

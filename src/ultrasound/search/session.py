@@ -108,12 +108,12 @@ def work(search: Search, params: Params, folder: Path, tags: Mapping[str, str], 
             def show(found: optuna.Study) -> None:
                 nonlocal done
                 before, done = done, len(study.finished(found))
-                bar.set_postfix_str(_state(found))
+                bar.set_postfix_str(progress(found))
                 bar.update(done - before)
                 if bar.disable and done > before:  # no terminal: a line a change, for a file
-                    print(f"{params.tune.study}: {done} of {params.tune.trials} trials, {_state(found)}", flush=True)
+                    print(f"{params.tune.study}: {done} of {params.tune.trials} trials, {progress(found)}", flush=True)
 
-            bar.set_postfix_str(_state(search.study))
+            bar.set_postfix_str(progress(search.study))
             _trials(0, search.study, params, prepared.read(folder), tags, parent_id, state, deadline, show)
     except BaseException:
         for process in started:
@@ -158,7 +158,8 @@ def _end_with(parent: BaseProcess | None) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _state(found: optuna.Study) -> str:
+def progress(found: optuna.Study) -> str:
+    """How far a study is, in words."""
     counts = {state: len(study.trials(found, state)) for state in (TrialState.COMPLETE, TrialState.PRUNED)}
     failed = len(study.finished(found)) - sum(counts.values())
     words = f"{counts[TrialState.COMPLETE]} complete, {counts[TrialState.PRUNED]} pruned, {failed} failed"
