@@ -37,7 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "preprocess": {"size": 128},
     "model": {"name": "tf_efficientnet_lite0", "weights": "packaged", "head_width": 64},
     "train": {"epochs": 8, "batch_size": 16, "learning_rate": 0.001},
-    "tune": {"trials": 3, "folds": [0, 1], "repeats": 1},
+    "tune": {"trials": 3, "folds": [0], "repeats": 1},
 }
 TUNING = ["-P", "train.epochs=5"]
 

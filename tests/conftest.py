@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "tune": {"trials": 2, "startup_trials": 1},
 }
 
+LONG = ("test_demo.py", "test_team.py")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -81,6 +82,11 @@ def run_in(folder: Path, *command: str, expect: int | None = 0, timeout: float =
 def ultrasound(folder: Path, *arguments: str, **options: Any) -> Any:
     """Run `python -m ultrasound ...` in `folder`."""
     return run_in(folder, sys.executable, "-m", "ultrasound", *arguments, **options)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes minutes, so that no process is left with it at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,7 @@ def test_the_workers_of_a_command_that_is_killed_end_too(folder):
 def test_of_two_commands_one_joins_the_other(folder):
     # Four trials so long that the second process of each command is there before the first ones end.
     options = ("--tune.study", "joined", "--tune.trials", "4", "--tune.workers", "2", "--tune.repeats", "0",
-               "--train.epochs", "150", "--train.choose", "last", "--tune.folds", "[0]",
+               "--train.epochs", "80", "--train.choose", "last", "--tune.folds", "[0]",
                "--tune.prune_epochs", "none")  # fmt: skip
     both = [start(folder, *options) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
