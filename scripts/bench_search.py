@@ -35,7 +35,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # As in the tests: phantoms, a tiny network. The space holds values that cannot learn, as wide spaces do.
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"source": "phantom", "count": 150},
-    "split": {"folds": 3},
+    "split": {"folds": 5},
     "preprocess": {"size": 64},
     "model": {"name": "tf_efficientnet_lite0", "weights": "packaged", "head_width": 32},
     "train": {"epochs": 8, "batch_size": 16, "ema": 0, "freeze": 0},
