@@ -19,7 +19,7 @@ import click
 import yaml
 
 from ultrasound import NOTICE, __version__, commands, params
-from ultrasound.errors import InputError, ParameterError, Terminated
+from ultrasound.errors import InputError, ParameterError, Terminated, raise_on_signals
 
 # Threads of OpenMP that wait by spinning slow a training tenfold where other processes want the cores too. Read when
 # torch is imported, which happens later, in the verbs.
@@ -79,8 +79,7 @@ class Verb(click.Command):
                     f"{key} belongs to the data stages, which {self.name} does not run: "
                     "set it in params.yaml, then `dvc repro`"
                 )
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _stop)
+        raise_on_signals()
         try:
             importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given))
         except KeyboardInterrupt as stopped:
@@ -103,15 +102,6 @@ class Verb(click.Command):
                 formatter.write_dl(rows, col_max=40)
         with formatter.section("also"):
             formatter.write_dl([("--help", "show this text"), ("--SECTION.KEY VALUE", "any other key of params.yaml")])
-
-
-def _stop(number: int, frame: Any) -> None:
-    # `mlflow run` answers Ctrl-C, which its child has heard too, with SIGTERM: once is enough.
-    for every in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(every, signal.SIG_IGN)
-    if number == signal.SIGTERM:
-        raise Terminated("stopped by SIGTERM")
-    raise KeyboardInterrupt("stopped by Ctrl-C")
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,13 @@
 """The exceptions that a user meets: a sentence that says what is wrong, where, and what to do."""
 
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 
 class InputError(Exception):
     """Bad input or a missing prerequisite. The command line prints its text and ends with `exit_code`."""
@@ -15,3 +23,63 @@ class ParameterError(InputError):
 
 class Terminated(KeyboardInterrupt):
     """Asked to end by SIGTERM, as by Ctrl-C."""
+
+
+ECHO_SECONDS = 3.0  # `mlflow run` answers Ctrl-C, which its child has heard too, with SIGTERM: once is enough
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class _Stop:
+    """Whether this process was asked to end, and whether that has to wait."""
+
+    def __init__(self) -> None:
+        self.asked = float("-inf")
+        self.pending: KeyboardInterrupt | None = None
+        self.waits = False
+
+    def hear(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self.asked == float("-inf"):
+            self.asked = now
+            is_term = number == signal.SIGTERM
+            self.pending = Terminated("stopped by SIGTERM") if is_term else KeyboardInterrupt("stopped by Ctrl-C")
+        if not self.waits or now - self.asked > ECHO_SECONDS:
+            self.end()
+
+    def end(self) -> None:
+        """Raise what was asked for, once; what comes after that is ignored, up to the end of the interpreter."""
+        if self.pending:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            pending, self.pending = self.pending, None
+            raise pending
+
+
+_stop = _Stop()
+
+
+def raise_on_signals() -> None:
+    """From now on the first SIGTERM or Ctrl-C raises in the main thread, and further ones are ignored."""
+    global _stop
+    _stop = _Stop()
+    for number in SIGNALS:
+        signal.signal(number, _stop.hear)
+
+
+@contextmanager
+def signals_wait(wait: bool = True) -> Iterator[None]:
+    """A signal that comes within raises at the end, or in a `signals_wait(False)` inside; a second one does not wait.
+
+    For what must not be cut short: SQLAlchemy, under MLflow, keeps a database locked if it is.
+    """
+    before, _stop.waits = _stop.waits, wait
+    try:
+        if not wait:
+            _stop.end()
+        yield
+    finally:
+        _stop.waits = before
+        if not before:
+            _stop.end()

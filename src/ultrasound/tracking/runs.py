@@ -24,6 +24,7 @@ from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
 
 from ultrasound import NOTICE
+from ultrasound.errors import signals_wait
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning.loop import EpochResult
 from ultrasound.learning.processes import is_main
@@ -47,7 +48,8 @@ def unless_muted(function: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(function)
     def logged(*args: P.args, **kwargs: P.kwargs) -> None:
         if is_main() and not _muted:
-            function(*args, **kwargs)
+            with signals_wait():
+                function(*args, **kwargs)
 
     return logged
 
@@ -75,9 +77,10 @@ def run(
         return
     if not MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.defined:
         mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
-    heartbeat.sweep()
+    with signals_wait():
+        heartbeat.sweep()
     marks = {**heartbeat.marks(), **({resuming.TAG: resume.key} if resume else {})}
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held, signals_wait():
         unfinished = resuming.unfinished(resume, held) if resume else None
         if unfinished:
             resuming.point_to(unfinished, os.environ.pop("MLFLOW_RUN_ID", None))
@@ -88,7 +91,7 @@ def run(
         with active, _told_end():
             _describe(run_id, verb, parameters, tags)
             store.require_artifacts(active.info.artifact_uri)
-            with heartbeat.beating(run_id):
+            with heartbeat.beating(run_id), signals_wait(False):
                 yield run_id
         if resume:  # it has ended well: there is nothing left to continue
             shutil.rmtree(resume.folder / run_id, ignore_errors=True)
@@ -105,7 +108,9 @@ def child(verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str
         yield ""
         return
     parent = mlflow.active_run()
-    earlier = _child_of(parent, name) if parent else None
+    with signals_wait():
+        earlier = _child_of(parent, name) if parent else None
+        inherited = _inherited(parent) if parent else {}
     if earlier and earlier.info.status == "FINISHED":
         _muted = True
         try:
@@ -113,15 +118,15 @@ def child(verb: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str
         finally:
             _muted = False
         return
-    tags = {**(_inherited(parent) if parent else {}), **tags}
     with (
+        signals_wait(),
         mlflow.start_run(
             earlier.info.run_id if earlier else None, run_name=name, nested=True, tags=heartbeat.marks()
         ) as active,
         _told_end(),
     ):
-        _describe(active.info.run_id, verb, parameters, tags)
-        with heartbeat.beating(active.info.run_id):
+        _describe(active.info.run_id, verb, parameters, {**inherited, **tags})
+        with heartbeat.beating(active.info.run_id), signals_wait(False):
             yield active.info.run_id
 
 
@@ -130,7 +135,9 @@ def logged_epochs() -> set[int]:
     active = mlflow.active_run()
     if not active or not is_main():
         return set()
-    return {metric.step for metric in mlflow.MlflowClient().get_metric_history(active.info.run_id, "train/loss")}
+    with signals_wait():
+        history = mlflow.MlflowClient().get_metric_history(active.info.run_id, "train/loss")
+    return {metric.step for metric in history}
 
 
 @unless_muted
@@ -207,7 +214,11 @@ def tag(**tags: str) -> None:
 def tag_of_active(name: str) -> str | None:
     """A tag of the active run; None if it has no such tag, or this process does not log."""
     active = mlflow.active_run()
-    return mlflow.get_run(active.info.run_id).data.tags.get(name) if active and is_main() else None
+    if not active or not is_main():
+        return None
+    with signals_wait():
+        tags: dict[str, str] = mlflow.get_run(active.info.run_id).data.tags
+    return tags.get(name)
 
 
 def _describe(run_id: str, verb: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> None:
