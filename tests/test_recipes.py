@@ -56,6 +56,12 @@ def test_the_document_says_what_the_runs_say(compared):
     assert scores[0] != scores[1]
     (difference,) = re.findall(r"^\| longer \| ([+-][\d.]+) \(", text, re.MULTILINE)
     assert float(difference) == pytest.approx(scores[1] - scores[0], abs=1e-3)
+    folds = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parents[1].info.run_id}'")
+    curves = [client.get_metric_history(run.info.run_id, "validation/macro_f1") for run in folds]
+    last = [next(point.value for point in curve if point.step == 8) for curve in curves]
+    gaps = [max(point.value for point in curve) - value for curve, value in zip(curves, last, strict=True)]
+    (written,) = re.findall(r"^\| longer \| [+-].*\| ([\d.]+) \|$", text, re.MULTILINE)
+    assert float(written) == pytest.approx(sum(gaps) / len(gaps), abs=6e-4)
     assert "-P train.epochs=8" in text
 
 

@@ -26,8 +26,6 @@ class Terminated(KeyboardInterrupt):
 
 
 ECHO_SECONDS = 3.0  # `mlflow run` answers Ctrl-C, which its child has heard too, with SIGTERM: once is enough
-
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -35,13 +33,13 @@ class _Stop:
     """Whether this process was asked to end, and whether that has to wait."""
 
     def __init__(self) -> None:
-        self.asked = float("-inf")
+        self.asked: float | None = None
         self.pending: KeyboardInterrupt | None = None
         self.waits = False
 
     def hear(self, number: int, frame: Any) -> None:
         now = time.monotonic()
-        if self.asked == float("-inf"):
+        if self.asked is None:
             self.asked = now
             is_term = number == signal.SIGTERM
             self.pending = Terminated("stopped by SIGTERM") if is_term else KeyboardInterrupt("stopped by Ctrl-C")
