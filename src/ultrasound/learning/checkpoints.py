@@ -82,7 +82,7 @@ class Checkpoints:
                 os.fsync(stream.fileno())
             unfinished.replace(file)
             _flush_folder(self.folder)
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk in its own words
+        except (OSError, RuntimeError) as error:
             unfinished.unlink(missing_ok=True)
             free = shutil.disk_usage(self.folder if self.folder.exists() else Path.cwd()).free
             raise CheckpointError(
@@ -112,5 +112,9 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+def _reason(error: BaseException) -> str:
+    # torch's writer raises an error of its own while it handles the system's, which is the one that says why.
+    cause = error
+    while cause.__context__ and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return (isinstance(cause, OSError) and cause.strerror) or str(error).splitlines()[0]
