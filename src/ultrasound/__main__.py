@@ -1,7 +1,7 @@
 """`python -m ultrasound VERB [--section.key VALUE ...]`: what DVC stages and MLflow entry points call.
 
-A verb is a module of `ultrasound.commands` with a docstring (its help), `SECTIONS` (the parameters it reads) and
-`run(params)`. Modules are imported when their verb is called, so that `--help` stays fast.
+A verb is a module of `ultrasound.commands` with a docstring (its help), `SECTIONS` (the parameters it reads), perhaps
+`FLAGS` (options of its own) and `run(params)`. Modules are imported when their verb is called: `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -64,11 +64,14 @@ class Verb(click.Command):
     """One verb; every parameter of params.yaml is an option of it, its own sections are in the help."""
 
     def __init__(self, name: str) -> None:
-        doc, self.sections = _doc_and_sections(name)
-        super().__init__(name, help=doc, callback=self._run, params=[_option(*key) for key in params.known()])
+        doc, self.sections, self.flags = _described(name)
+        switches = [click.Option([f"--{flag}"], is_flag=True, help=text) for flag, text in self.flags.items()]
+        every: list[click.Parameter] = [*(_option(*key) for key in params.known()), *switches]
+        super().__init__(name, help=doc, callback=self._run, params=every)
 
     def _run(self, **options: Any) -> None:
         source = click.get_current_context().get_parameter_source
+        switches = {flag: options.pop(flag) for flag in self.flags}
         given = {
             option.replace("__", "."): value
             for option, value in options.items()
@@ -83,7 +86,7 @@ class Verb(click.Command):
                 )
         raise_on_signals()
         try:
-            importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given))
+            importlib.import_module(f"ultrasound.commands.{self.name}").run(params.load(given), **switches)
         except KeyboardInterrupt as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
@@ -103,7 +106,10 @@ class Verb(click.Command):
             with formatter.section(f"{section} (params.yaml)"):
                 formatter.write_dl(rows, col_max=40)
         with formatter.section("also"):
-            formatter.write_dl([("--help", "show this text"), ("--SECTION.KEY VALUE", "any other key of params.yaml")])
+            switches = [(f"--{flag}", text) for flag, text in self.flags.items()]
+            formatter.write_dl(
+                [*switches, ("--help", "show this text"), ("--SECTION.KEY VALUE", "any other key of params.yaml")]
+            )
 
 
 def _short(value: Any) -> str:
@@ -132,23 +138,20 @@ class _Yaml(click.ParamType[Any]):
             self.fail(f"{value!r} is no valid YAML value", param, ctx)
 
 
-def _doc_and_sections(verb: str) -> tuple[str, tuple[str, ...]]:
-    # Read without importing: the modules pull in torch and MLflow.
+def _described(verb: str) -> tuple[str, tuple[str, ...], dict[str, str]]:
+    """Docstring, sections and flags of a verb's module. It is not imported, because it pulls in torch and MLflow."""
     file = Path(commands.__path__[0]) / f"{verb}.py"
     tree = ast.parse(file.read_text())
-    sections = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SECTIONS"
-    )
-    return ast.get_docstring(tree) or "", sections
+    constants = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    flags = ast.literal_eval(constants["FLAGS"]) if "FLAGS" in constants else {}
+    return ast.get_docstring(tree) or "", ast.literal_eval(constants["SECTIONS"]), flags
 
 
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="`dvc repro` runs download, split, preprocess and report; `mlflow run . -e VERB` runs leakage, probe, "
-    "train, tune, compare, evaluate and register as tracked runs.",
+    "train, tune, compare, evaluate, register and rollback as tracked runs.",
 )
 @click.version_option(__version__)
 def cli() -> None:

@@ -190,10 +190,23 @@ class Compare(Section):
     resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples of the 95 % intervals")
 
 
+class Calibrate(Section):
+    """How probabilities become answers: fixed at the end of a training, on predictions out of fold."""
+
+    positive: Name = Field(description="class that the operating point is for")
+    sensitivity: float = Field(
+        gt=0, le=1, description="the operating point has the highest specificity at this or more"
+    )
+    coverage: float = Field(gt=0, lt=1, description="share of each class's images whose prediction set shall hold it")
+
+
 class Evaluate(Section):
     """The locked test set."""
 
     run: str = Field(description="run whose model is scored on the locked test set: latest, best, or a run id")
+    resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples of the 95 % intervals")
+    explain: bool = Field(description="heat maps (Grad-CAM), whether they lie on the lesions, and galleries of them")
+    gallery: int = Field(ge=0, le=200, description="images in each gallery: worst errors, surest hits")
 
 
 class Register(Section):
@@ -201,6 +214,11 @@ class Register(Section):
 
     name: Name = Field(description="registered model")
     run: str = Field(description="run whose model becomes a version: best (validation macro-F1), latest, or a run id")
+    min_sensitivity: float = Field(ge=0, le=1, description="champions find this share of the positive test images")
+    max_ece: float = Field(ge=0, le=1, description="champions have no larger expected calibration error")
+    margin: float = Field(
+        ge=0, le=1, description="how much worse than the champion a better one may turn out, macro-F1"
+    )
 
 
 class Leakage(Section):
@@ -226,6 +244,7 @@ class Params(Section):
     tune: Tune
     compare: Compare
     leakage: Leakage
+    calibrate: Calibrate
     evaluate: Evaluate
     register_: Register = Field(alias="register")
 
@@ -261,6 +280,9 @@ class Params(Section):
             raise ValueError(
                 f"train.class_weights={weights}: give one weight for each of {len(self.data.classes)} classes"
             )
+        if self.calibrate.positive not in self.data.classes:
+            raise ValueError(f"calibrate.positive={self.calibrate.positive}: data.classes are "
+                             f"{', '.join(self.data.classes)}")  # fmt: skip
         if train.ensemble and len(self.folds) < 2:
             raise ValueError("train.ensemble needs several folds: set train.folds=all")
         if train.freeze > train.epochs:

@@ -1,15 +1,15 @@
-"""Score a run's model on the locked test set: metrics, JSON, confusion matrix, predictions.
+"""Score a run's model on the locked test set: scores with intervals, calibration, slices, heat maps, a page of it all.
 
 Run as `mlflow run . -e evaluate --env-manager local`, or alone: `python -m ultrasound evaluate`. Look at the test
-set rarely: every choice that is made by its score makes the score less true.
+set rarely: every choice that is made by its score makes the score less true. `report.html` in the run is the page.
 """
 
 from ultrasound.commands import CATALOG, PREPARED
 from ultrasound.images import catalog, prepared
 from ultrasound.params import flatten
-from ultrasound.scoring import metrics as scoring
+from ultrasound.scoring.evaluation import as_text
 from ultrasound.sections import Params
-from ultrasound.tracking import models, provenance, runs, store
+from ultrasound.tracking import evaluation, provenance, runs, store
 
 SECTIONS = ("evaluate",)
 
@@ -22,10 +22,11 @@ def run(params: Params) -> None:
     found = store.find(params.evaluate.run, {key: tags[key] for key in provenance.DIGESTS})
     model_uri = found.data.tags[store.MODEL_TAG]
     with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):
-        evaluation = models.evaluate(model_uri, data, catalog.read(CATALOG))
-    print(f"locked test set, {evaluation.confusion.sum()} images; run {found.info.run_name} ({found.info.run_id})")
-    print(scoring.as_text(evaluation.metrics, evaluation.labels))
+        scored = evaluation.evaluate(model_uri, data, catalog.read(CATALOG), params.evaluate, found)
+    print(f"locked test set, {scored.confusion.sum()} images; run {found.info.run_name} ({found.info.run_id})")
+    print(as_text(scored.scores, scored.labels))
     print("confusion matrix (true class in rows)")
-    print(" " * 14 + "".join(f"{label:>11}" for label in evaluation.labels))
-    for label, row in zip(evaluation.labels, evaluation.confusion, strict=True):
+    print(" " * 14 + "".join(f"{label:>11}" for label in scored.labels))
+    for label, row in zip(scored.labels, scored.confusion, strict=True):
         print(f"  {label:<12}" + "".join(f"{count:>11}" for count in row))
+    print(f"run {scored.run_id}, its report.html shows all of it")

@@ -1,30 +1,37 @@
-"""Make a version of the registered model from a run's model, and let it become champion if it is better.
+"""Make a version of the registered model from a run's model, and offer it to the gate as the next champion.
 
 Run as `mlflow run . -e register --env-manager local`, or alone: `python -m ultrasound register`. The version is
-evaluated on the locked test set first. A champion that was trained on other data or another split is not compared: it
-may have seen images of today's test set.
+evaluated on the locked test set first. It becomes champion if it reaches what section `register` of params.yaml asks
+for and is better than the champion on the same images; else it stays challenger. `--rollback`, or
+`mlflow run . -e rollback --env-manager local`, gives the alias back to the champion before.
 """
 
 from ultrasound.commands import CATALOG, PREPARED
 from ultrasound.images import catalog, prepared
 from ultrasound.params import flatten
-from ultrasound.scoring import metrics as scoring
+from ultrasound.scoring.evaluation import as_text
 from ultrasound.sections import Params
 from ultrasound.tracking import offering, provenance, registry, runs, store
 
-SECTIONS = ("register",)
+SECTIONS = ("register", "evaluate")
+FLAGS = {"rollback": "give the alias back to the champion before this one; nothing is registered"}
 
 
-def run(params: Params) -> None:
-    """Register, compare with the champion, move the alias; print the verdict."""
+def run(params: Params, rollback: bool = False) -> None:
+    """Register, judge, move the alias; print the verdict."""
+    name = params.register_.name
+    if rollback:
+        with runs.run("rollback", f"rollback-{name}", {"register.name": name}, {}):
+            former = registry.roll_back(name)
+        print(f"alias {registry.CHAMPION}: {name} version {former.version} again")
+        return
     provenance.require_current(params)
     data = prepared.read(PREPARED)
     tags = provenance.tags(data)
-    name = params.register_.name
     found = store.find(params.register_.run, {key: tags[key] for key in provenance.DIGESTS})
     with runs.run("register", f"register-{found.info.run_name}", flatten(params, SECTIONS), tags):
-        offered = offering.offer(found, name, data, catalog.read(CATALOG))
-    print(f"locked test set:\n{scoring.as_text(offered.evaluation.metrics, offered.evaluation.labels)}")
+        offered = offering.offer(found, params, data, catalog.read(CATALOG))
+    print(f"locked test set:\n{as_text(offered.evaluation.scores, offered.evaluation.labels)}")
     print(f"{name} version {offered.version.version} from {found.info.run_name} ({found.info.run_id})")
     print(offered.verdict.reason)
     if offered.verdict.promoted:

@@ -17,7 +17,7 @@ from ultrasound.tracking.folds import CrossValidation
 from ultrasound.tracking.resume import Resume
 from ultrasound.tracking.training import Trained
 
-SECTIONS = ("model", "augment", "train")
+SECTIONS = ("model", "augment", "train", "calibrate")
 SHOWN = ("macro_f1", "accuracy", "balanced_accuracy", "macro_auc")
 
 
@@ -37,7 +37,7 @@ def run(params: Params) -> None:
         else:
             checkpoints = Checkpoints(CHECKPOINTS / run_id / "fold")
             trained = training.train(params, data, params.model.name, params.folds[0], checkpoints=checkpoints)
-            metrics = training.log(trained, data)
+            metrics = training.log(trained, data, params.calibrate)
     if is_main():
         _print_folds(crossed) if len(params.folds) > 1 else _print_epochs(trained, metrics, params.folds[0])
         print(f"run {run_id}")

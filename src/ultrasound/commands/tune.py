@@ -19,7 +19,7 @@ from ultrasound.search.repeats import Repeats
 from ultrasound.sections import Params
 from ultrasound.tracking import offering, provenance, runs, store
 
-SECTIONS = ("tune", "model", "augment", "train")
+SECTIONS = ("tune", "model", "augment", "train", "calibrate")
 
 
 def run(params: Params) -> None:
@@ -47,7 +47,7 @@ def run(params: Params) -> None:
             repeated = repeats.train(search.study, params, data, tags, state)
             if repeated.best and params.tune.offer:
                 found = store.get(repeated.best[0].run_id)
-                offered = offering.offer(found, params.register_.name, data, catalog.read(CATALOG))
+                offered = offering.offer(found, params, data, catalog.read(CATALOG))
             report.log_best(search.study)
             shutil.rmtree(state, ignore_errors=True)  # nothing is left to continue
     table = report.table(search.study).drop(columns=["origin", "run_id", "steps"])

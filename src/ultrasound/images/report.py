@@ -30,6 +30,7 @@ from ultrasound.images.annotations import flags as annotation_flags
 from ultrasound.images.preparation import lesion, open_image, pixel_hash
 
 TEMPLATE = Path(__file__).with_suffix(".html")
+STYLE = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")  # of all the project's pages
 THUMBNAIL, QUALITY = (150, 120), 60  # width and height that it fits into, pixels; JPEG quality
 EXAMPLE, EXAMPLE_QUALITY = (180, 150), 75  # of the examples of each class
 OUTLINE = (255, 214, 0)  # RGB, seen on every grey
@@ -85,6 +86,7 @@ def render(table: pd.DataFrame, splits: pd.DataFrame, pairs: pd.DataFrame) -> st
     jobs += [(images[image_id], True) for ids in examples.values() for image_id in ids]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        style=STYLE,
         notice=NOTICE,
         data_digest=catalog.digest(table),
         split_digest=splitting.digest(splits),

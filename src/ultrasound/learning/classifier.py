@@ -1,4 +1,4 @@
-"""Everything that an answer needs, saved and loaded as one folder: weights, labels, preparation.
+"""Everything that an answer needs, saved and loaded as one folder: weights, labels, preparation, calibration.
 
 `classifier.json` says what it is, `weights.safetensors` holds the network. No pickle is written or read.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -42,10 +43,47 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(b, 1, height, width) float in [0, 1] -> (b, classes) logits, or logarithms of the mean probabilities."""
         views = [images, images.flip(-1)] if self.flip else [images]
-        logits = [member(view) for member in self.members for view in views]
+        return self.combined([member(view) for member in self.members for view in views])
+
+    @staticmethod
+    def combined(logits: Sequence[Tensor]) -> Tensor:
+        """The answer to an image from the logits of every member and view, each (b, classes)."""
         if len(logits) == 1:
-            return cast(Tensor, logits[0])
-        return torch.stack(logits).float().log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
+            return logits[0]
+        return torch.stack(list(logits)).float().log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """How the networks' probabilities become answers; fixed from images that they had not learnt from.
+
+    Attributes:
+        temperature: above 1, the networks were too certain.
+        positive: the class that the operating point is for.
+        threshold: at or above this probability an image is called positive.
+        set_thresholds: at or above these probabilities a class is in the prediction set.
+        sensitivity, coverage: what the thresholds were chosen for.
+        images: how many the three were fitted on.
+        fitted_on: which those were.
+    """
+
+    temperature: float
+    positive: str
+    threshold: float
+    set_thresholds: tuple[float, ...]
+    sensitivity: float
+    coverage: float
+    images: int
+    fitted_on: str
+
+    def probabilities(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Calibrated probabilities, by temperature scaling (Guo et al., ICML 2017): (n, classes) -> the same shape."""
+        logits = torch.from_numpy(raw).clamp(min=sys.float_info.min).log() / self.temperature
+        return softmax(logits)
+
+    def sets(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which classes the prediction set of each image holds: (n, classes) calibrated -> (n, classes)."""
+        return probabilities >= np.array(self.set_thresholds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,33 +94,44 @@ class Classifier:
         network: maps prepared images to logits.
         labels: class names in the order of the logits.
         preparation: how a file becomes the network's input.
-        architecture: the arguments of `Network` (name, classes, head_width ...), the same for all members.
         data_digest: what it was trained on.
+        calibration: None until it is known how the networks do on images that they have not learnt from.
     """
 
     network: Ensemble
     labels: tuple[str, ...]
     preparation: Preparation
-    architecture: dict[str, str | int | float]
     data_digest: str
+    calibration: Calibration | None = None
 
-    def probabilities(self, images: Pixels) -> NDArray[np.float64]:
-        """Class probabilities of prepared images: (n, size, size) uint8 -> (n, classes)."""
+    def raw(self, images: Pixels) -> NDArray[np.float64]:
+        """Class probabilities before calibration of prepared images: (n, size, size) uint8 -> (n, classes)."""
         device = next(self.network.parameters()).device
         return predict(self.network, Batches(images, np.zeros(len(images), dtype=np.int64), BATCH, device))
 
+    def probabilities(self, images: Pixels) -> NDArray[np.float64]:
+        """Calibrated class probabilities of prepared images: (n, size, size) uint8 -> (n, classes)."""
+        return self.calibrated.probabilities(self.raw(images))
+
+    @property
+    def calibrated(self) -> Calibration:
+        """The calibration, which every saved classifier has."""
+        assert self.calibration is not None, "this classifier was not calibrated"
+        return self.calibration
+
     def save(self, folder: Path) -> None:
-        """Write the classifier into a new or empty folder."""
+        """Write the classifier, which must be calibrated, into a new or empty folder."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
         facts = {
             "labels": self.labels,
             "preparation": dataclasses.asdict(self.preparation),
-            "architecture": self.architecture,
+            "architecture": cast(Network, self.network.members[0]).architecture,
             "members": len(self.network.members),
             "flip": self.network.flip,
             "data_digest": self.data_digest,
+            "calibration": dataclasses.asdict(self.calibrated),
         }
         (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -108,11 +157,14 @@ def load(folder: Path) -> Classifier:
     """
     try:
         facts = json.loads((folder / "classifier.json").read_text())
-        if "members" not in facts:
+        if "calibration" not in facts:
             raise InputError(f"the classifier in {folder} was saved by an older version of this project: train anew")
         members = [Network(**facts["architecture"]) for _ in range(facts["members"])]
         network = Ensemble(members, flip=facts["flip"])
         network.load_state_dict(load_file(folder / "weights.safetensors"))
+        calibration = Calibration(
+            **{**facts["calibration"], "set_thresholds": tuple(facts["calibration"]["set_thresholds"])}
+        )
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no classifier: {Path(error.filename or '').name} is missing") from None
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -121,6 +173,6 @@ def load(folder: Path) -> Classifier:
         network.eval().requires_grad_(False),
         tuple(facts["labels"]),
         Preparation(**facts["preparation"]),
-        facts["architecture"],
         facts["data_digest"],
+        calibration,
     )

@@ -29,7 +29,7 @@ def difference(
     """How much higher the second scores than the first, with the 95 % interval of a paired bootstrap by group.
 
     Args:
-        metric: one of `intervals.WEIGHTED`.
+        metric: one of `weighted.METRICS`.
         targets: (n,) class numbers.
         first, second: of each repetition (n, classes) probabilities of the same images; their scores are averaged.
         groups: (n,) group of each image.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -138,4 +139,106 @@ def score_against_latency(points: Mapping[str, tuple[float, Interval]], size: in
              ylabel="macro-F1 out of fold, 95 % interval")  # fmt: skip
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return figure
+
+
+def reliability(curves: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """How often the most probable class is right against its probability; calibrated ones lie on the diagonal.
+
+    Args:
+        curves: name -> what `calibration.reliability` returns.
+    """
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], ":", color="grey")
+    for number, (name, bins) in enumerate(curves.items()):
+        axes.plot(bins["confidence"], bins["accuracy"], "o-", ms=4, color=f"C{number}", label=name)
+    axes.set(
+        xlim=(0.3, 1.01), ylim=(0, 1.02), xlabel="probability of the most probable class", ylabel="share that is right"
+    )
+    axes.set_title(f"{title}\nbins of equal numbers of images", size=10)
+    axes.legend()
+    return figure
+
+
+def roc(
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], point: tuple[float, float], title: str
+) -> Figure:
+    """ROC curves, one class against the rest each, and the operating point.
+
+    Args:
+        curves: class -> (false positive rates, true positive rates).
+        point: (false positive rate, true positive rate) of the operating point.
+    """
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], ":", color="grey")
+    for number, (label, (false, true)) in enumerate(curves.items()):
+        axes.step(false, true, where="post", color=f"C{number}", label=label)
+    axes.plot(*point, "o", ms=8, mfc="none", color="black", label="operating point")
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.legend(loc="lower right")
+    return figure
+
+
+def precision_recall(
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], shares: Mapping[str, float], title: str
+) -> Figure:
+    """Precision against recall, one class against the rest each; dotted, what guessing gives.
+
+    Args:
+        curves: class -> (recalls, precisions).
+        shares: class -> its share of the images.
+    """
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (label, (recall, precision)) in enumerate(curves.items()):
+        axes.step(recall, precision, where="post", color=f"C{number}", label=label)
+        axes.axhline(shares[label], ls=":", color=f"C{number}")
+    axes.set(xlabel="recall", ylabel="precision", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.legend(loc="lower left")
+    return figure
+
+
+def decision_curve(curve: pd.DataFrame, positive: str, title: str) -> Figure:
+    """Net benefit against the threshold.
+
+    Args:
+        curve: what `calibration.decision_curve` returns.
+    """
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, label) in enumerate(
+        (("model", "act on the model"), ("all", f"act on all as {positive}"), ("none", "act on none"))
+    ):
+        axes.plot(curve["threshold"], curve[name], "-" if number == 0 else "--", color=f"C{number}", label=label)
+    highest = curve[["model", "all"]].max().max()
+    axes.set(xlabel=f"threshold of the probability of {positive}", ylabel="net benefit, true positives an image",
+             title=title, ylim=(-0.1 * highest, 1.1 * highest))  # fmt: skip
+    axes.legend()
+    return figure
+
+
+def slices(table: pd.DataFrame, title: str) -> Figure:
+    """Scores of slices with their intervals; those of few images in grey.
+
+    Args:
+        table: what `evaluation.by_slice` returns.
+    """
+    names = ("accuracy", "sensitivity", "specificity")
+    figure = Figure(figsize=(10.5, 0.32 * len(table) + 1.4), layout="constrained")
+    rows = np.arange(len(table))[::-1]
+    for position, (axes, name) in enumerate(zip(figure.subplots(1, len(names), sharey=True), names, strict=True)):
+        for row, (_, part) in zip(rows, table.iterrows(), strict=True):
+            value, low, high = part[name], part[f"{name}_low"], part[f"{name}_high"]
+            if value == value:
+                color = "0.65" if part["small"] else "C0"
+                axes.plot([low, high], [row, row], "-|", color=color)
+                axes.plot(value, row, "o", ms=4, color=color)
+        axes.set(xlim=(-0.02, 1.02), title=name if position == 0 else f"{name} at the operating point")
+        axes.grid(axis="x", alpha=0.3)
+        if position == 0:
+            words = [f"{part['by']}: {part['slice']} ({part['images']})" for _, part in table.iterrows()]
+            axes.set_yticks(rows, words, size=8)
+    figure.suptitle(title, size=11)
     return figure

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from ultrasound.errors import raise_on_signals, signals_wait
 from ultrasound.images import prepared
 from ultrasound.images.prepared import Prepared
-from ultrasound.search import mutex, space, study, trials, workers
+from ultrasound.search import space, study, trials, workers
 from ultrasound.sections import Params
-from ultrasound.tracking import resume, runs
+from ultrasound.tracking import mutex, resume, runs
 
 
 class Search(NamedTuple):

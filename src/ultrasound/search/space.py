@@ -9,7 +9,7 @@ import optuna
 
 from ultrasound.errors import ParameterError
 from ultrasound.params import flatten, override
-from ultrasound.scoring.metrics import LOWER_IS_BETTER, METRICS
+from ultrasound.scoring.metrics import METRICS
 from ultrasound.sections import Params, Range
 
 # A trial may not choose what decides whether trials can be compared, or what machine they run on.
@@ -55,11 +55,12 @@ def check(params: Params) -> None:
         ParameterError: one may not or is not, the key is unknown, a condition can never hold, or trials would be
             compared by no metric or in the wrong direction.
     """
-    metric, direction = params.tune.metric, "minimize" if params.tune.metric in LOWER_IS_BETTER else "maximize"
-    if metric not in METRICS:
-        raise ParameterError(f"tune.metric={metric}: there are {', '.join(METRICS)}")
+    name = params.tune.metric
+    if name not in METRICS:
+        raise ParameterError(f"tune.metric={name}: there are {', '.join(METRICS)}")
+    direction = "minimize" if METRICS[name].lower_is_better else "maximize"
     if params.tune.direction != direction:
-        raise ParameterError(f"tune.direction={params.tune.direction}, but to be better is to {direction} {metric}")
+        raise ParameterError(f"tune.direction={params.tune.direction}, but to be better is to {direction} {name}")
     before: dict[str, Range] = {}
     for key, allowed in params.tune.space.items():
         for value in allowed.choices or (allowed.low, allowed.high):

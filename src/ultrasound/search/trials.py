@@ -101,7 +101,7 @@ def _is_hopeless(trial: optuna.Trial, value: float, step: int) -> bool:
 
 def _folds(trial: optuna.Trial, params: Params, data: Prepared, state: Path) -> float:
     metric, parts = params.tune.metric, []
-    score_of = metrics.METRICS[metric]
+    score_of = metrics.METRICS[metric].of
     numbers = training.class_numbers(params, data)
     for number, fold in enumerate(params.tuned_folds):
         targets = numbers[data.rows(splitting.DEVELOPMENT, fold)]

@@ -15,8 +15,8 @@ import optuna
 from optuna.trial import TrialState
 
 from ultrasound.errors import signals_wait
-from ultrasound.search import mutex, study
-from ultrasound.tracking import heartbeat
+from ultrasound.search import study
+from ultrasound.tracking import heartbeat, mutex
 
 POLL_SECONDS = 2.0
 

@@ -119,7 +119,7 @@ def probe(params: Params, prepared: Prepared) -> Compared:
     probabilities = probing.out_of_fold(features, targets, fold)
     seconds = time.perf_counter() - started
     by_fold = [
-        metrics.METRICS["macro_f1"](targets[fold == number], probabilities[fold == number])
+        metrics.METRICS["macro_f1"].of(targets[fold == number], probabilities[fold == number])
         for number in np.unique(fold)
     ]
     active = runs.active_id()

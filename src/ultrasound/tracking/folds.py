@@ -14,8 +14,8 @@ from ultrasound.learning.classifier import Classifier, Ensemble
 from ultrasound.params import flatten
 from ultrasound.scoring import figures, intervals, metrics
 from ultrasound.scoring.intervals import Interval
-from ultrasound.sections import Params
-from ultrasound.tracking import models, runs, training
+from ultrasound.sections import Calibrate, Params
+from ultrasound.tracking import calibrating, models, runs, training
 from ultrasound.tracking.training import Trained
 
 INTERVALS = ("macro_f1", "balanced_accuracy", "accuracy", "macro_auc")
@@ -70,14 +70,14 @@ def cross_validate(params: Params, prepared: Prepared, state: Path, *, with_mode
         name = f"fold-{fold}"
         with runs.child("fold", name, {**shown, "train.folds": fold}, {"fold": str(fold)}):
             folds[fold] = training.train(params, prepared, name, fold, checkpoints=Checkpoints(state / name))
-            values[fold] = training.log(folds[fold], prepared, with_model=keep)
+            values[fold] = training.log(folds[fold], prepared, params.calibrate if keep else None)
     model = None
     if params.train.ensemble:
         members = [trained.model.network.members[0].cpu() for trained in folds.values()]
         single = next(iter(folds.values())).model
         model = Classifier(
             Ensemble(members, flip=params.train.test_flip).eval(), single.labels, single.preparation,
-            single.architecture, single.data_digest,
+            single.data_digest,
         )  # fmt: skip
     elif params.train.refit:
         epochs = round(np.mean([trained.chosen.epoch for trained in folds.values()]))
@@ -85,14 +85,15 @@ def cross_validate(params: Params, prepared: Prepared, state: Path, *, with_mode
             refitted = training.train(
                 params, prepared, "refit", None, checkpoints=Checkpoints(state / "refit"), until=epochs
             )
-            training.log(refitted, prepared, with_model=False)
+            training.log(refitted, prepared)
         model = refitted.model
-    return _log_folds(folds, values, prepared, model)
+    return _log_folds(folds, values, prepared, model, params.calibrate)
 
 
 def _log_folds(
-    folds: dict[int, Trained], values: dict[int, dict[str, float]], prepared: Prepared, model: Classifier | None
-) -> CrossValidation:
+    folds: dict[int, Trained], values: dict[int, dict[str, float]], prepared: Prepared, model: Classifier | None,
+    settings: Calibrate,
+) -> CrossValidation:  # fmt: skip
     labels = next(iter(folds.values())).model.labels
     rows, targets, probabilities, fold = (
         np.concatenate(parts)
@@ -125,5 +126,5 @@ def _log_folds(
     histories = {f"fold {number}": [result.validation for result in t.history] for number, t in folds.items()}
     runs.log_figure(figures.fold_curves(histories), "fold_curves")
     if model:
-        models.log(model)
+        models.log(calibrating.calibrate(model, targets, probabilities, settings, "predicted out of fold"))
     return crossed

@@ -177,7 +177,7 @@ def _finetune(params: Params, prepared: Prepared, rows: NDArray[np.int64], targe
             name, values = f"{protocol}-seed{seed}-fold{fold}", flatten(chosen, ("model", "augment", "train"))
             with runs.child("leakage-fold", name, values, tags):
                 trained = training.train(chosen, changed, name, fold)
-                scored = training.log(trained, changed, with_model=False)
+                scored = training.log(trained, changed)
             probabilities[np.searchsorted(rows, trained.rows)] = trained.chosen.probabilities
             done += 1
             print(
@@ -199,7 +199,7 @@ def _scores(
     for metric in METRICS:  # the same resamples: paired
         drawn[f"{DIFFERENCE}/{metric}"] = drawn[f"{RANDOM}/{metric}"] - drawn[f"{GROUPED}/{metric}"]
     single = {
-        protocol: {metric: [metrics.METRICS[metric](targets, seed) for seed in found[protocol]]
+        protocol: {metric: [metrics.METRICS[metric].of(targets, seed) for seed in found[protocol]]
                    for metric in METRICS} for protocol in PROTOCOLS
     }  # fmt: skip
     single[DIFFERENCE] = {

@@ -1,7 +1,8 @@
-"""From a run with a model to a version in the registry: evaluated on the locked test set, offered as champion."""
+"""From a run with a model to a version in the registry: evaluated on the locked test set, offered to the gate."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import pandas as pd
@@ -10,9 +11,12 @@ from mlflow.entities.model_registry import ModelVersion
 
 from ultrasound.errors import signals_wait
 from ultrasound.images.prepared import Prepared
-from ultrasound.tracking import models, provenance, registry, runs, store
-from ultrasound.tracking.models import Evaluation
-from ultrasound.tracking.registry import Verdict
+from ultrasound.sections import Params, Register
+from ultrasound.tracking import evaluation, gate, provenance, registry, runs, store
+from ultrasound.tracking.evaluation import Evaluation
+from ultrasound.tracking.gate import Verdict
+
+RESAMPLES = 2000  # of the comparison with the champion
 
 
 class Offered(NamedTuple):
@@ -29,29 +33,58 @@ class Offered(NamedTuple):
     verdict: Verdict
 
 
-def offer(found: Run, name: str, data: Prepared, catalog: pd.DataFrame) -> Offered:
-    """Make a version of `name` from a run's model; it becomes champion if it is better than the one that stands.
+def offer(found: Run, params: Params, data: Prepared, catalog: pd.DataFrame) -> Offered:
+    """Make a version of `register.name` from a run's model; the gate says whether it becomes champion.
 
     Models that were scored on the same test set before are not scored again; others in a child of the active run.
     """
     tags = provenance.tags(data)
 
-    def evaluation(model_uri: str, title: str) -> Evaluation:
-        known = models.evaluated(model_uri, data)
+    def scored(model_uri: str, trained: Run) -> Evaluation:
+        known = evaluation.known(model_uri, data)
         if known is not None:
             return known
-        with runs.child("evaluate", f"evaluate-{title}", {}, tags):
-            return models.evaluate(model_uri, data, catalog)
+        with runs.child("evaluate", f"evaluate-{trained.info.run_name}", {}, tags):
+            return evaluation.evaluate(model_uri, data, catalog, params.evaluate, trained)
 
-    scored = evaluation(found.data.tags[store.MODEL_TAG], str(found.info.run_name))
+    def scored_version(version: ModelVersion) -> Evaluation:
+        return scored(registry.model_uri(version), store.get(version.tags["run_id"]))
+
+    new = scored(found.data.tags[store.MODEL_TAG], found)
     carried = {key: found.data.tags[key] for key in (*tags, "seed")}
     with signals_wait():
-        version = registry.version_of(found, name, {**carried, "evaluation_run": scored.run_id})
-        champion = registry.champion(name)
-    standing = None
-    if champion and registry.is_comparable(champion, tags):
-        standing = evaluation(registry.model_uri(champion), f"{name}-{champion.version}").metrics
-    with signals_wait():
-        verdict = registry.promote(version, scored.metrics, champion, standing)
-    runs.tag(registered_version=f"{name}/{version.version}", verdict=verdict.reason)
-    return Offered(version, scored, verdict)
+        version = registry.version_of(found, params.register_.name, {**carried, "evaluation_run": new.run_id})
+        standing = registry.champion(params.register_.name)
+    if standing:
+        scored_version(standing)  # it may take minutes, which is too long under the lock
+    verdict = decide(version, new, params.register_, tags, scored_version)
+    runs.tag(registered_version=f"{version.name}/{version.version}", verdict=verdict.reason)
+    return Offered(version, new, verdict)
+
+
+def decide(
+    version: ModelVersion, scored: Evaluation, rules: Register, tags: Mapping[str, str],
+    scored_version: Callable[[ModelVersion], Evaluation],
+) -> Verdict:  # fmt: skip
+    """Judge a version against the champion that stands, and make it champion or challenger, under the registry's lock.
+
+    Args:
+        scored: the version's evaluation.
+        tags: the digests of today's data and split.
+        scored_version: gives the evaluation of another version on the same images.
+    """
+    with registry.locked(), signals_wait():
+        before = registry.champion(version.name)
+        if before is None:
+            verdict = gate.judge(scored.metrics, rules, "", None)
+        elif before.version == version.version:
+            verdict = Verdict(True, ("It was champion before.",), {})
+        else:
+            other = evaluation.predictions(scored_version(before).run_id)
+            gain = gate.difference(evaluation.predictions(scored.run_id), other, RESAMPLES)
+            against = f"version {before.version}"
+            if not registry.is_comparable(before, tags):
+                against += " (which was trained on other data or another split and may have learnt from these images)"
+            verdict = gate.judge(scored.metrics, rules, against, gain)
+        registry.settle(version, verdict, before)
+    return verdict

@@ -219,6 +219,12 @@ def log_file(file: Path) -> None:
 
 
 @unless_muted
+def log_folder(folder: Path, name: str) -> None:
+    """Save what a folder holds among the run's artifacts, in NAME/."""
+    mlflow.log_artifacts(str(folder), name)
+
+
+@unless_muted
 def tag(**tags: str) -> None:
     """Set tags of the active run."""
     mlflow.set_tags(tags)

@@ -23,8 +23,8 @@ from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.classifier import Classifier, Ensemble, predict
 from ultrasound.learning.loop import EpochResult
 from ultrasound.scoring import figures, metrics
-from ultrasound.sections import Params
-from ultrasound.tracking import models, runs
+from ultrasound.sections import Calibrate, Params
+from ultrasound.tracking import calibrating, models, runs
 
 EVALUATION_BATCH = 64
 EXAMPLES, VIEWS = 4, 6  # augmented examples: images, and views of each
@@ -75,7 +75,7 @@ def train(
     """
     settings, targets = params.train, class_numbers(params, prepared)
     device = fitting.accelerator(settings)
-    network, architecture = _network(params, prepared, device.device)
+    network = _network(params, prepared, device.device)
     batch_size = _fitting_batch(network, prepared, device) if settings.batch_size == "auto" else settings.batch_size
     rows = prepared.rows(splitting.DEVELOPMENT, fold, without=fold is not None)
     held_out = prepared.rows(splitting.DEVELOPMENT, fold) if fold is not None else np.empty(0, np.int64)
@@ -107,7 +107,7 @@ def train(
     answering = Ensemble([network], flip=settings.test_flip).eval()
     if validation and device.mixed_precision != "no":  # what is reported is what the saved model says
         best = best._replace(probabilities=predict(answering, validation))
-    model = Classifier(answering, params.data.classes, prepared.preparation, architecture, prepared.data_digest)
+    model = Classifier(answering, params.data.classes, prepared.preparation, prepared.data_digest)
     return Trained(model, best, history, held_out, targets[held_out])
 
 
@@ -129,8 +129,12 @@ def class_numbers(params: Params, prepared: Prepared) -> NDArray[np.int64]:
     return prepared.samples["label"].map(labels.index).to_numpy(dtype=np.int64)
 
 
-def log(trained: Trained, prepared: Prepared, *, with_model: bool = True) -> dict[str, float]:
-    """Log what a training gave: metrics of its chosen epoch under `best/`, figures, predictions, the model."""
+def log(trained: Trained, prepared: Prepared, settings: Calibrate | None = None) -> dict[str, float]:
+    """Log what a training gave: metrics of its chosen epoch under `best/`, figures, predictions.
+
+    Args:
+        settings: log the model, too, calibrated on the validation fold.
+    """
     labels, chosen = trained.model.labels, trained.chosen
     curves = [(result.train, result.validation) for result in trained.history]
     runs.log_figure(figures.learning_curves(curves, chosen.epoch), "learning_curves")
@@ -143,8 +147,12 @@ def log(trained: Trained, prepared: Prepared, *, with_model: bool = True) -> dic
         runs.log_figure(figures.confusion_matrix(counts, labels, title), "confusion_validation")
         samples = prepared.samples.iloc[trained.rows]
         runs.log_table(models.predictions(samples, labels, chosen.probabilities), "predictions_validation")
-    if with_model:
-        models.log(trained.model)
+        if settings:
+            models.log(
+                calibrating.calibrate(
+                    trained.model, trained.targets, chosen.probabilities, settings, "of the validation fold"
+                )
+            )
     return values
 
 
@@ -179,13 +187,10 @@ def _fitting_batch(network: Network, prepared: Prepared, device: Accelerator) ->
     return least
 
 
-def _network(params: Params, prepared: Prepared, device: torch.device) -> tuple[Network, dict[str, str | int | float]]:
+def _network(params: Params, prepared: Prepared, device: torch.device) -> Network:
     settings, classes = params.model, len(params.data.classes)
     network = backbone.create(
         settings.name, settings.weights, classes, settings.head_width, settings.dropout, settings.drop_path
     )
     backbone.require_size(network, prepared.preparation.size)
-    architecture: dict[str, str | int | float] = {
-        "name": settings.name, "classes": classes, "head_width": settings.head_width, "dropout": settings.dropout,
-    }  # fmt: skip
-    return network.to(device), architecture
+    return network.to(device)

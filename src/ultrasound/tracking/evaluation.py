@@ -1,0 +1,79 @@
+"""A logged classifier is scored on the locked test set: once for each model, data and split, all of it in one run."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.entities import Run
+from numpy.typing import NDArray
+
+from ultrasound.images import splitting
+from ultrasound.images.prepared import Prepared
+from ultrasound.scoring.intervals import Interval
+from ultrasound.sections import Evaluate
+from ultrasound.tracking import models, reporting, runs, testing
+
+
+class Evaluation(NamedTuple):
+    """Scores of one model on the locked test set.
+
+    Attributes:
+        scores: name -> score with its 95 % interval.
+        confusion: (classes, classes) counts, true classes in rows.
+        labels: class names.
+        run_id: the run that holds them.
+    """
+
+    scores: dict[str, Interval]
+    confusion: NDArray[np.int64]
+    labels: tuple[str, ...]
+    run_id: str
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Name -> score."""
+        return {name: score.value for name, score in self.scores.items()}
+
+
+def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, settings: Evaluate, trained: Run) -> Evaluation:
+    """Score a model on the locked test set and log all of it with the active run.
+
+    Args:
+        catalog: of all images, with their annotations.
+        trained: the run that trained it, whose learning curves are shown.
+
+    Raises:
+        InputError: as `testing.test`.
+    """
+    rows = prepared.rows(splitting.TEST)
+    runs.log_dataset(prepared, rows, "locked", "test")
+    tested = testing.test(models.load(model_uri), prepared, rows, catalog, settings)
+    reporting.log(tested, model_uri, prepared, trained, settings.gallery)
+    runs.tag(evaluated_model=model_uri)
+    return Evaluation(tested.scores, tested.confusion, tested.answers.labels, runs.active_id())
+
+
+def known(model_uri: str, prepared: Prepared) -> Evaluation | None:
+    """The evaluation of a model on the same data and split from an earlier run, if there is one."""
+    found = mlflow.search_runs(
+        filter_string=f"tags.evaluated_model = '{model_uri}' AND tags.data_digest = '{prepared.data_digest}' "
+        f"AND tags.split_digest = '{prepared.split_digest}' AND attributes.status = 'FINISHED'",
+        search_all_experiments=True, max_results=1, output_format="list",
+    )  # fmt: skip
+    if not found:
+        return None
+    run_id = found[0].info.run_id
+    content = mlflow.artifacts.load_dict(f"runs:/{run_id}/{reporting.REPORT}.json")
+    scores = {
+        name: Interval(*(math.nan if end is None else end for end in ends)) for name, ends in content["scores"].items()
+    }
+    return Evaluation(scores, np.array(content["confusion"]), tuple(content["labels"]), run_id)
+
+
+def predictions(run_id: str) -> pd.DataFrame:
+    """The table of test predictions of an evaluation's run: a row an image."""
+    return pd.read_csv(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/tables/predictions_test.csv"))
