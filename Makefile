@@ -22,7 +22,7 @@ demo: setup  ## the whole way on synthetic phantoms, offline, in build/demo
 	$(RUN) python scripts/demo.py
 
 test: setup  ## run the tests, through the real tools, made small
-	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
+	$(RUN) OMP_NUM_THREADS=1 python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not alone"
 	$(RUN) python -m pytest -m alone
 
 lint: setup  ## style, types, import rules

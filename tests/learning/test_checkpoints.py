@@ -66,6 +66,19 @@ def test_a_process_that_is_killed_while_it_writes_leaves_only_whole_files(tmp_pa
         assert float(loaded["big"].min()) == float(loaded["big"].max()) == loaded["epoch"]
 
 
+def test_a_process_that_is_stopped_as_its_writer_starts_ends(tmp_path):
+    code = (
+        "import os, signal, sys, threading, torch; from pathlib import Path\n"
+        "from ultrasound.errors import raise_on_signals; from ultrasound.learning.checkpoints import Checkpoints\n"
+        "checkpoints, start = Checkpoints(Path(sys.argv[1])), threading.Thread.start\n"
+        "def stopped(thread): start(thread); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread.start = stopped; raise_on_signals(); checkpoints.save(1, {'epoch': 1})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert "stopped by SIGTERM" in done.stderr
+    assert Checkpoints(tmp_path).load() == {"epoch": 1}
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 8 MB."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ultrasound.errors import InputError
+from ultrasound.errors import InputError, signals_wait
 
 KEPT = 2
 
@@ -45,7 +45,9 @@ class Checkpoints:
             CheckpointError: the checkpoint before this one could not be written.
         """
         self.wait()
-        self._writing = self._pool.submit(self._write, epoch, _copied(state))
+        copy = _copied(state)
+        with signals_wait():  # between a thread's start and its entry in the pool's books: it would never end
+            self._writing = self._pool.submit(self._write, epoch, copy)
 
     def wait(self) -> None:
         """Wait until what was saved is safe on the disk.

@@ -1,0 +1,123 @@
+"""`python scripts/results.py search RUN` or `compare RUN`: write what a finished run gave into docs/results.md.
+
+RUN is the id of a run of `tune` or `compare` in the tracking store. Each kind of run has a section of the document
+between two comments; everything between them is written anew, nothing else is touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import yaml
+from mlflow.entities import Run
+
+from ultrasound.errors import InputError
+
+DOCUMENT, SCREENSHOTS = Path("docs/results.md"), Path("docs/screenshots")
+END = "<!-- end -->"
+FIGURES = {"search": ("history", "importances", "parallel_coordinates"), "compare": ("score_against_latency",)}
+VERBS = {"search": "tune", "compare": "compare"}
+METRICS = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
+           "macro_auc": "AUC, mean of classes"}  # fmt: skip
+
+
+def main() -> None:
+    """Write one section and copy its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=list(VERBS))
+    parser.add_argument("run", help="id of the run")
+    arguments = parser.parse_args()
+    try:
+        run = _run(arguments.run, VERBS[arguments.kind])
+        numbers = search(run) if arguments.kind == "search" else comparison(run)
+        DOCUMENT.write_text(renewed(DOCUMENT.read_text(), arguments.kind, f"{numbers}\n\n{provenance(run)}"))
+        for name in FIGURES[arguments.kind]:
+            shutil.copy(_artifact(run, f"figures/{name}.png"), SCREENSHOTS / f"{arguments.kind}-{name}.png")
+        print(f"{DOCUMENT}: section {arguments.kind} renewed from run {arguments.run}")
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def search(run: Run) -> str:
+    """What a search found: trials, the best parameters, and what they are worth with seeds that had no part in it."""
+    trials = pd.read_csv(_artifact(run, "tables/trials.csv"))
+    counts = ", ".join(f"{number} {state}" for state, number in trials["state"].value_counts().items())
+    best = yaml.safe_load(Path(_artifact(run, "best_params.yaml")).read_text())
+    params, values = run.data.params, run.data.metrics
+    found = trials.set_index("trial").loc[int(values["best/trial"])]
+    metric = params["tune.metric"]
+    lines = [f"{len(trials)} trials of `{params['model.name']}` ({params['model.weights']} weights): {counts}. "
+             f"The best, trial {int(values['best/trial'])}, had {METRICS[metric]} {found['value']:.3f} out of fold; "
+             f"the first, which is `params.yaml` as it stands, {trials['value'].iloc[0]:.3f}.", "",
+             "```yaml", yaml.safe_dump(best, sort_keys=False).strip(), "```", ""]  # fmt: skip
+    lines += ["| macro-F1 out of fold | seeds | of the folds, mean ± sd |", "|---|---:|---:|"]
+    for kind, name in (("best", "best parameters"), ("defaults", "params.yaml")):
+        if f"repeats_{kind}/macro_f1" in values:
+            seeds = mlflow.MlflowClient().get_metric_history(run.info.run_id, f"repeats_{kind}/macro_f1")
+            spread = f"{values[f'repeats_{kind}/macro_f1_mean']:.3f} ± {values[f'repeats_{kind}/macro_f1_sd']:.3f}"
+            lines.append(f"| {name} | {', '.join(f'{seed.value:.3f}' for seed in seeds)} | {spread} |")
+    lines += ["", "| gain over params.yaml, same seeds | value, 95 % interval |", "|---|---:|"]
+    for key, name in METRICS.items():
+        if f"gain/{key}" in values:
+            value, low, high = (values[f"gain/{key}{end}"] for end in ("", "_low", "_high"))
+            lines.append(f"| {name} | {value:+.3f} ({low:+.3f} to {high:+.3f}) |")
+    return "\n".join(lines)
+
+
+def comparison(run: Run) -> str:
+    """Backbones side by side."""
+    table = pd.read_csv(_artifact(run, "tables/comparison.csv"))
+    first = table["model"].iloc[0]
+    lines = [f"| model | macro-F1 | less that of {first} | p | AUC | M weights | GFLOP | latency, ms | training, min |",
+             "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for _, row in table.iterrows():
+        scores = ["{:.3f} ({:.3f} to {:.3f})".format(*(row[f"{key}{end}"] for end in ("", "_low", "_high")))
+                  for key in ("macro_f1", "macro_auc")]  # fmt: skip
+        less = "" if row["model"] == first else "{:+.3f} ({:+.3f} to {:+.3f})".format(
+            *(row[f"macro_f1_less_first{end}"] for end in ("", "_low", "_high")))  # fmt: skip
+        p = "" if row["model"] == first else f"{row['mcnemar_p']:.3f}"
+        costs = (row["parameters"] / 1e6, row["operations"] / 1e9, row["latency_ms"], row["training_s"] / 60)
+        cells = [row["model"], scores[0], less, p, scores[1], *("{:.1f} {:.2f} {:.0f} {:.1f}".format(*costs).split())]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def provenance(run: Run) -> str:
+    """What names data, code and protocol of a run."""
+    tags = run.data.tags
+    commit, _, changes = tags["git_commit"].partition("+")
+    folds = run.data.params[f"{tags['verb']}.folds"]
+    return (f"Folds: {folds}, {run.data.params['train.epochs']} epochs each. Data `{tags['data_digest']}`, split "
+            f"`{tags['split_digest']}`, code `{commit[:12]}{f'+{changes}' if changes else ''}`.")  # fmt: skip
+
+
+def renewed(text: str, kind: str, numbers: str) -> str:
+    """The document with other numbers in the section of a kind of run."""
+    begin = f"<!-- numbers: {kind} -->\n"
+    if begin not in text:
+        raise InputError(f"{DOCUMENT} has no line {begin.strip()}")
+    before, rest = text.split(begin, 1)
+    return f"{before}{begin}\n{numbers}\n\n{END}{rest.split(END, 1)[1]}"
+
+
+def _run(run_id: str, verb: str) -> Run:
+    try:
+        run = mlflow.get_run(run_id)
+    except mlflow.MlflowException:
+        raise InputError(f"run {run_id!r} does not exist in {mlflow.get_tracking_uri()}") from None
+    if run.data.tags.get("verb") != verb or run.info.status != "FINISHED":
+        raise InputError(f"run {run_id} is no finished run of {verb}")
+    return run
+
+
+def _artifact(run: Run, path: str) -> str:
+    return str(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{path}"))
+
+
+if __name__ == "__main__":
+    main()
