@@ -22,7 +22,7 @@ def run(params: Params) -> None:
     found = store.find(params.evaluate.run, {key: tags[key] for key in provenance.DIGESTS})
     model_uri = found.data.tags[store.MODEL_TAG]
     with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):
-        scored = evaluation.evaluate(model_uri, data, catalog.read(CATALOG), params.evaluate, found)
+        scored = evaluation.evaluate(model_uri, data, catalog.read(CATALOG), params, found)
     print(f"locked test set, {scored.confusion.sum()} images; run {found.info.run_name} ({found.info.run_id})")
     print(as_text(scored.scores, scored.labels))
     print("confusion matrix (true class in rows)")

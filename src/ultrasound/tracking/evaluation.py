@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import mlflow
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from ultrasound.images import splitting
 from ultrasound.images.prepared import Prepared
 from ultrasound.scoring.intervals import Interval
-from ultrasound.sections import Evaluate
-from ultrasound.tracking import models, reporting, runs, testing
+from ultrasound.sections import Params
+from ultrasound.tracking import card, models, reporting, runs, testing
+
+CARD = "model_card.md"
 
 
 class Evaluation(NamedTuple):
@@ -39,8 +42,8 @@ class Evaluation(NamedTuple):
         return {name: score.value for name, score in self.scores.items()}
 
 
-def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, settings: Evaluate, trained: Run) -> Evaluation:
-    """Score a model on the locked test set and log all of it with the active run.
+def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, params: Params, trained: Run) -> Evaluation:
+    """Score a model on the locked test set and log all of it, and its model card, with the active run.
 
     Args:
         catalog: of all images, with their annotations.
@@ -51,8 +54,11 @@ def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, settings
     """
     rows = prepared.rows(splitting.TEST)
     runs.log_dataset(prepared, rows, "locked", "test")
-    tested = testing.test(models.load(model_uri), prepared, rows, catalog, settings)
-    reporting.log(tested, model_uri, prepared, trained, settings.gallery)
+    tested = testing.test(models.load(model_uri), prepared, rows, catalog, params.evaluate)
+    content = reporting.content(tested, model_uri, prepared)
+    reporting.log(tested, content, trained, params.evaluate.gallery)
+    name, source = params.register_.name, params.data.source
+    runs.log_text(card.render(name, source, prepared, trained, content, tested.scores, tested.by_slice), CARD)
     runs.tag(evaluated_model=model_uri)
     return Evaluation(tested.scores, tested.confusion, tested.answers.labels, runs.active_id())
 
@@ -77,3 +83,8 @@ def known(model_uri: str, prepared: Prepared) -> Evaluation | None:
 def predictions(run_id: str) -> pd.DataFrame:
     """The table of test predictions of an evaluation's run: a row an image."""
     return pd.read_csv(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/tables/predictions_test.csv"))
+
+
+def card_of(run_id: str) -> Path:
+    """The model card that an evaluation's run holds, as a file of this machine."""
+    return Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{CARD}"))

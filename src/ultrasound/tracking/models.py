@@ -58,6 +58,11 @@ def load(model_uri: str) -> Classifier:
     return classifier.load(Path(mlflow.artifacts.download_artifacts(model_uri), "artifacts", "classifier"))
 
 
+def attach(model_uri: str, file: Path) -> None:
+    """Save a file beside a logged model; it is part of every version that is made of it."""
+    mlflow.MlflowClient().log_model_artifact(model_uri.removeprefix("models:/"), str(file))
+
+
 def predictions(samples: pd.DataFrame, labels: tuple[str, ...], probabilities: NDArray[np.float64]) -> pd.DataFrame:
     """One row an image: id, true label, predicted label, a probability a class."""
     table = samples[["image_id", "label", "group"]].reset_index(drop=True)

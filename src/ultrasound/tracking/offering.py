@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from ultrasound.errors import signals_wait
 from ultrasound.images.prepared import Prepared
 from ultrasound.sections import Params, Register
-from ultrasound.tracking import evaluation, gate, provenance, registry, runs, store
+from ultrasound.tracking import evaluation, gate, models, provenance, registry, runs, store
 from ultrasound.tracking.evaluation import Evaluation
 from ultrasound.tracking.gate import Verdict
 
@@ -45,7 +45,7 @@ def offer(found: Run, params: Params, data: Prepared, catalog: pd.DataFrame) -> 
         if known is not None:
             return known
         with runs.child("evaluate", f"evaluate-{trained.info.run_name}", {}, tags):
-            return evaluation.evaluate(model_uri, data, catalog, params.evaluate, trained)
+            return evaluation.evaluate(model_uri, data, catalog, params, trained)
 
     def scored_version(version: ModelVersion) -> Evaluation:
         return scored(registry.model_uri(version), store.get(version.tags["run_id"]))
@@ -53,6 +53,7 @@ def offer(found: Run, params: Params, data: Prepared, catalog: pd.DataFrame) -> 
     new = scored(found.data.tags[store.MODEL_TAG], found)
     carried = {key: found.data.tags[key] for key in (*tags, "seed")}
     with signals_wait():
+        models.attach(found.data.tags[store.MODEL_TAG], evaluation.card_of(new.run_id))
         version = registry.version_of(found, params.register_.name, {**carried, "evaluation_run": new.run_id})
         standing = registry.champion(params.register_.name)
     if standing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ THRESHOLDS = np.linspace(0.01, 0.6, 60)  # of the decision curve
 CURVES = ("learning_curves", "fold_curves")  # of the training run
 
 
-def log(tested: Tested, model_uri: str, prepared: Prepared, trained: Run, shown: int) -> None:
+def log(tested: Tested, content: Mapping[str, Any], trained: Run, shown: int) -> None:
     """Log all of an evaluation with the active run.
 
     Args:
+        content: what `content` returns.
         trained: the run that trained the model.
         shown: images in each gallery.
     """
-    content = _content(tested, model_uri, prepared)
     for ending in ("", "low", "high"):
         runs.log_metrics(
             {f"{name}_{ending}" if ending else name: getattr(score, ending or "value")
@@ -60,7 +61,8 @@ def log(tested: Tested, model_uri: str, prepared: Prepared, trained: Run, shown:
     )  # fmt: skip
 
 
-def _content(tested: Tested, model_uri: str, prepared: Prepared) -> dict[str, Any]:
+def content(tested: Tested, model_uri: str, prepared: Prepared) -> dict[str, Any]:
+    """What evaluation.json holds: scores, counts, calibration, and what names model and data."""
     answers, explained = tested.answers, tested.explained
     return {
         "model_uri": model_uri,
@@ -88,7 +90,7 @@ def _content(tested: Tested, model_uri: str, prepared: Prepared) -> dict[str, An
     }  # fmt: skip
 
 
-def _facts(content: dict[str, Any], trained: Run) -> dict[str, str]:
+def _facts(content: Mapping[str, Any], trained: Run) -> dict[str, str]:
     named = {"trained in run": trained.info.run_id, "data": content["data_digest"], "split": content["split_digest"]}
     return named | {"code": trained.data.tags.get("git_commit", "none")[:12]}
 

@@ -12,6 +12,11 @@ from ultrasound.images import catalog
 from ultrasound.images.sources import Release
 from ultrasound.sections import Data, Download
 
+DESCRIPTION = (
+    "Images of the user's own, from a folder. Nothing is known here about the women, the scanners or how the labels "
+    "came to be: whoever passes this card on should add it."
+)
+
 
 def fetch(data: Data, download: Download, data_folder: Path, build_folder: Path) -> Release:
     """Use the images under `data.path` where they lie.

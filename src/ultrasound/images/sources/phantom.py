@@ -56,6 +56,10 @@ FEATURES = {
     "calcifications": ((-9, 0), (-16, 13)),  # number
 }
 CONTRARY = 0.05  # probability that a lesion takes a feature from the other class's range
+DESCRIPTION = (
+    "Synthetic phantoms that imitate B-mode scans, made by this project. They show that the software works; a score on "
+    "them says nothing about patients."
+)
 
 
 def fetch(data: Data, download: Download, data_folder: Path, build_folder: Path) -> Release:
