@@ -1,12 +1,14 @@
-"""`python scripts/results.py search RUN` or `compare RUN`: write what a finished run gave into docs/results.md.
+"""`python scripts/results.py search|compare|evaluation RUN`: write what a finished run gave into docs/results.md.
 
-RUN is the id of a run of `tune` or `compare` in the tracking store. Each kind of run has a section of the document
-between two comments; everything between them is written anew, nothing else is touched.
+RUN is the id of a run of `tune`, `compare` or `evaluate` in the tracking store. Each kind of run has a section of the
+document between two comments; everything between them is written anew, nothing else is touched. An evaluation also
+gives MODEL_CARD.md, which is the card that its run holds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -20,8 +22,10 @@ from ultrasound.errors import InputError
 
 DOCUMENT, SCREENSHOTS = Path("docs/results.md"), Path("docs/screenshots")
 END = "<!-- end -->"
-FIGURES = {"search": ("history", "importances", "parallel_coordinates"), "compare": ("score_against_latency",)}
-VERBS = {"search": "tune", "compare": "compare"}
+CARD = Path("MODEL_CARD.md")
+FIGURES = {"search": ("history", "importances", "parallel_coordinates"), "compare": ("score_against_latency",),
+           "evaluation": ("confusion_test", "roc_test", "reliability_test", "slices_test")}  # fmt: skip
+VERBS = {"search": "tune", "compare": "compare", "evaluation": "evaluate"}
 METRICS = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
            "macro_auc": "AUC, mean of classes"}  # fmt: skip
 
@@ -34,8 +38,10 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         run = _run(arguments.run, VERBS[arguments.kind])
-        numbers = search(run) if arguments.kind == "search" else comparison(run)
-        DOCUMENT.write_text(renewed(DOCUMENT.read_text(), arguments.kind, f"{numbers}\n\n{provenance(run)}"))
+        numbers = {"search": search, "compare": comparison, "evaluation": evaluation}[arguments.kind](run)
+        DOCUMENT.write_text(renewed(DOCUMENT.read_text(), arguments.kind, numbers))
+        if arguments.kind == "evaluation":
+            shutil.copy(_artifact(run, "model_card.md"), CARD)
         for name in FIGURES[arguments.kind]:
             shutil.copy(_artifact(run, f"figures/{name}.png"), SCREENSHOTS / f"{arguments.kind}-{name}.png")
         print(f"{DOCUMENT}: section {arguments.kind} renewed from run {arguments.run}")
@@ -66,7 +72,7 @@ def search(run: Run) -> str:
         if f"gain/{key}" in values:
             value, low, high = (values[f"gain/{key}{end}"] for end in ("", "_low", "_high"))
             lines.append(f"| {name} | {value:+.3f} ({low:+.3f} to {high:+.3f}) |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", provenance(run)])
 
 
 def comparison(run: Run) -> str:
@@ -84,16 +90,32 @@ def comparison(run: Run) -> str:
         costs = (row["parameters"] / 1e6, row["operations"] / 1e9, row["latency_ms"], row["training_s"] / 60)
         cells = [row["model"], scores[0], less, p, scores[1], *("{:.1f} {:.2f} {:.0f} {:.1f}".format(*costs).split())]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", provenance(run)])
+
+
+def evaluation(run: Run) -> str:
+    """A model on the locked test set: the tables of its model card."""
+    content = json.loads(Path(_artifact(run, "evaluation.json")).read_text())
+    text = Path(_artifact(run, "model_card.md")).read_text()
+    tables = text.split("## Quantitative analyses\n", 1)[1].split("\n## ", 1)[0].strip()
+    uri, tags = content["model_uri"], run.data.tags
+    trained = mlflow.search_runs(filter_string=f"tags.model_uri = '{uri}'", search_all_experiments=True,
+                                 max_results=1, output_format="list")[0]  # fmt: skip
+    given = ", ".join(f"{key} {trained.data.params[key]}" for key in ("model.name", "model.weights", "train.folds"))
+    return (
+        f"{content['images']} test images in {content['groups']} groups; {given}. The same numbers as in the "
+        f"[model card](../MODEL_CARD.md), by the same command.\n\n{tables}\n\n"
+        f"In brackets, 95 % intervals of a bootstrap by group, {content['resamples']} resamples. Data "
+        f"`{tags['data_digest']}`, split `{tags['split_digest']}`, code `{_code(run)}`."
+    )
 
 
 def provenance(run: Run) -> str:
     """What names data, code and protocol of a run."""
     tags = run.data.tags
-    commit, _, changes = tags["git_commit"].partition("+")
     folds = run.data.params[f"{tags['verb']}.folds"]
     return (f"Folds: {folds}, {run.data.params['train.epochs']} epochs each. Data `{tags['data_digest']}`, split "
-            f"`{tags['split_digest']}`, code `{commit[:12]}{f'+{changes}' if changes else ''}`.")  # fmt: skip
+            f"`{tags['split_digest']}`, code `{_code(run)}`.")  # fmt: skip
 
 
 def renewed(text: str, kind: str, numbers: str) -> str:
@@ -103,6 +125,12 @@ def renewed(text: str, kind: str, numbers: str) -> str:
         raise InputError(f"{DOCUMENT} has no line {begin.strip()}")
     before, rest = text.split(begin, 1)
     return f"{before}{begin}\n{numbers}\n\n{END}{rest.split(END, 1)[1]}"
+
+
+def _code(run: Run) -> str:
+    """The commit, and whether files differed from it."""
+    commit, _, changes = run.data.tags["git_commit"].partition("+")
+    return commit[:12] + (f"+{changes}" if changes else "")
 
 
 def _run(run_id: str, verb: str) -> Run:

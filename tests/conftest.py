@@ -25,6 +25,8 @@ SMALL: dict[str, dict[str, Any]] = {
     # Two epochs are too few for a frozen one, and for an average over many steps.
     "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.001, "freeze": 0, "ema": 0, "choose": "best"},
     "tune": {"trials": 2, "startup_trials": 1},
+    "evaluate": {"resamples": 200, "gallery": 3},
+    "register": {"min_sensitivity": 0, "max_ece": 1, "margin": 1},  # what two epochs give is no champion otherwise
 }
 
 LONG = ("test_demo.py", "test_team.py")

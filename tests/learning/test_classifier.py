@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -7,15 +8,15 @@ import torch
 from ultrasound.errors import InputError
 from ultrasound.images.preparation import Preparation
 from ultrasound.learning import backbone, classifier
-from ultrasound.learning.classifier import Classifier
+from ultrasound.learning.classifier import Calibration, Classifier
 
 
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    architecture = {"name": "test_resnet", "classes": 3, "head_width": 8, "dropout": 0.2}
-    network = classifier.Ensemble([backbone.Network(**architecture)], flip=False)
-    model = Classifier(network, ("benign", "malignant", "normal"), Preparation(48), architecture, "0123")
+    network = classifier.Ensemble([backbone.Network("test_resnet", 3, 8, 0.2)], flip=False)
+    calibration = Calibration(1.7, "malignant", 0.3, (0.2, 0.1, 0.05), 0.95, 0.9, 120, "of a test")
+    model = Classifier(network, ("benign", "malignant", "normal"), Preparation(48), "0123", calibration)
     model.save(tmp_path / "classifier")
     return model, tmp_path / "classifier"
 
@@ -27,7 +28,22 @@ def test_saved_and_loaded_classifiers_answer_alike(saved):
     np.testing.assert_array_equal(loaded.probabilities(images), model.probabilities(images))
     assert loaded.labels == model.labels
     assert loaded.preparation == model.preparation
+    assert loaded.calibration == model.calibration
     np.testing.assert_allclose(loaded.probabilities(images[:1]), model.probabilities(images)[:1], atol=1e-6)
+
+
+def test_its_probabilities_are_calibrated_and_decide_sets(saved):
+    model, _ = saved
+    images = np.random.default_rng(0).integers(0, 255, (5, 48, 48)).astype(np.uint8)
+    raw, probabilities = model.raw(images), model.probabilities(images)
+    expected = raw ** (1 / 1.7)
+    np.testing.assert_allclose(probabilities, expected / expected.sum(axis=1, keepdims=True))
+    assert (model.calibrated.sets(probabilities) == (probabilities >= [0.2, 0.1, 0.05])).all()
+
+
+def test_one_that_was_not_calibrated_is_not_saved(saved, tmp_path):
+    with pytest.raises(AssertionError, match="not calibrated"):
+        dataclasses.replace(saved[0], calibration=None).save(tmp_path / "other")
 
 
 def test_a_classifier_holds_no_pickle(saved):

@@ -149,7 +149,9 @@ def all_of(targets: Targets, probabilities: Probabilities, labels: Sequence[str]
         is_class, called = targets == number, chosen == number
         for name, of in weighted.CLASS_METRICS.items():
             found[f"{name}_{label}"] = functools.partial(of, is_class, called, probabilities[:, number])
-        for name, flags, among in (("recall", called, is_class), ("specificity", ~called, ~is_class)):
+        for name, flags, among in (
+            ("precision", is_class, called), ("recall", called, is_class), ("specificity", ~called, ~is_class),
+        ):  # fmt: skip
             if among.any():
                 found[f"{name}_{label}"] = Share(flags, among)
     return found

@@ -28,10 +28,10 @@ MANIFEST = Path(__file__).with_suffix(".csv")
 STAGING = ".incoming-"
 DESCRIPTION = (
     "BUSI, Breast Ultrasound Images (Al-Dhabyani et al., Data in Brief 28:104863, 2020): 780 images of about 600 "
-    "women, collected in 2018 at Baheya Hospital, Cairo, with GE scanners. No patient identifiers are published, so images of "
-    "one woman may stand on both sides of the split; near-duplicates do not. For single images neither age, breast "
-    "density, ethnicity nor scanner are published, nor how the label was confirmed; some labels contradict each other. "
-    "Readers drew the masks."
+    "women, collected in 2018 at Baheya Hospital, Cairo, with GE scanners. No patient identifiers are published, so "
+    "images of one woman may stand on both sides of the split; near-duplicates do not. For single images neither age, "
+    "breast density, ethnicity nor scanner are published, nor how the label was confirmed; some labels contradict each "
+    "other. Readers drew the masks."
 )
 
 

@@ -1,0 +1,219 @@
+"""The gate before the alias: what it asks for, and that no decision is lost when many are made at once."""
+
+import json
+import multiprocessing
+import os
+import random
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import PROJECT
+from ultrasound.errors import InputError
+from ultrasound.params import load
+from ultrasound.scoring.intervals import Interval
+from ultrasound.tracking import evaluation, gate, offering, registry
+
+LABELS = ("benign", "malignant", "normal")
+TAGS = {"data_digest": "d", "split_digest": "s"}
+GOOD = {"macro_f1": 0.8, "operating_sensitivity": 0.95, "ece": 0.05, "accuracy": 0.8}
+RULES = load({"register.name": "gated"}, PROJECT / "params.yaml").register_
+
+
+@pytest.mark.parametrize(
+    ("changes", "gain", "promoted", "said"),
+    [
+        ({}, None, True, "the first champion"),
+        ({"macro_auc": float("nan")}, None, False, "No value for macro_auc"),
+        ({"operating_sensitivity": 0.7}, None, False, "Sensitivity at the operating point 0.700, at least"),
+        ({"ece": 0.4}, None, False, "Expected calibration error 0.400, at most"),
+        ({}, (0.02, -0.03, 0.07), True, "Better: macro-F1 on the test set 0.800, +0.020 (-0.030 to +0.070) against v"),
+        ({}, (0.0, -0.05, 0.05), False, "No better"),
+        ({}, (-0.02, -0.05, 0.01), False, "No better"),
+        ({}, (0.01, -0.2, 0.2), False, "may be worse by more than register.margin"),
+        ({"ece": 0.4}, (0.02, -0.03, 0.07), False, "Expected calibration error"),
+    ],
+)  # fmt: skip
+def test_what_a_champion_must_have(changes, gain, promoted, said):
+    verdict = gate.judge(GOOD | changes, RULES, "version 3", Interval(*gain) if gain else None)
+    assert verdict.promoted == promoted
+    assert said in verdict.reason
+    assert verdict.reason.startswith("Champion: " if promoted else "Not champion: ")
+
+
+def test_the_gain_is_paired_by_image_whatever_the_order_of_the_tables():
+    champion, challenger = (answers(share, seed) for share, seed in ((0.7, 0), (0.8, 0)))
+    found = gate.difference(challenger, champion.sample(frac=1, random_state=0), 500)
+    assert found.value > 0.05
+    assert found.high - found.low < 0.2  # unpaired it would be twice as wide
+    with pytest.raises(ValueError, match="other images"):
+        gate.difference(
+            challenger, champion.assign(label=champion["label"].sample(frac=1, random_state=1).to_numpy()), 100
+        )
+
+
+def answers(right, seed, count=150):
+    """Predictions of which a share is right; a higher share is right on all that a lower one is right on."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 3, count)
+    wrong = (targets + rng.integers(1, 3, count)) % 3
+    predicted = np.where(rng.permutation(count) < right * count, targets, wrong)
+    probabilities = np.full((count, 3), 0.1)
+    probabilities[np.arange(count), predicted] = 0.8
+    table = pd.DataFrame({"image_id": [f"image {n}" for n in range(count)], "label": np.array(LABELS)[targets],
+                          "group": np.arange(count)})  # fmt: skip
+    return table.assign(**{f"p_{label}": probabilities[:, number] for number, label in enumerate(LABELS)})
+
+
+def candidate(name, table, changes=None, tags=TAGS):
+    """A version with an evaluation, as `evaluate` and `register` leave them, without a network behind it."""
+    from ultrasound.scoring import metrics
+
+    targets = table["label"].map(LABELS.index).to_numpy()
+    scores = metrics.score(targets, table[[f"p_{label}" for label in LABELS]].to_numpy(), LABELS)
+    scores |= {"operating_sensitivity": 0.95, "ece": 0.05} | (changes or {})
+    written = {key: [value if value == value else None] * 3 for key, value in scores.items()}
+    with mlflow.start_run(log_system_metrics=False) as run:
+        mlflow.log_text(table.to_csv(index=False), "tables/predictions_test.csv")
+        mlflow.log_dict({"scores": written, "confusion": [], "labels": list(LABELS)}, "evaluation.json")
+    uri = f"models:/none-{run.info.run_id}"
+    with mlflow.start_run(run.info.run_id, log_system_metrics=False):
+        mlflow.set_tags({"evaluated_model": uri, **TAGS})
+    client = mlflow.MlflowClient()
+    return client.create_model_version(
+        name, run.info.artifact_uri, run.info.run_id, tags={"model_uri": uri, "run_id": run.info.run_id, **tags}
+    )
+
+
+class Data:
+    data_digest, split_digest = "d", "s"
+
+
+def scored(version):
+    found = evaluation.known(version.tags["model_uri"], Data)
+    assert found is not None
+    return found
+
+
+def decide(version):
+    return offering.decide(version, scored(version), RULES, TAGS, scored)
+
+
+def several(folder, name, numbers):
+    os.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    client = mlflow.MlflowClient()
+    for number in numbers:
+        decide(client.get_model_version(name, str(number)))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A tracking store of its own, and a registered model in it."""
+    folder, before = tmp_path_factory.mktemp("gate"), (Path.cwd(), mlflow.get_tracking_uri())
+    os.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    yield folder
+    os.chdir(before[0])
+    mlflow.set_tracking_uri(before[1])
+
+
+def named(name):
+    mlflow.MlflowClient().create_registered_model(name)
+    return name
+
+
+def test_of_fifty_promotions_at_once_the_best_eligible_version_is_champion_and_none_is_lost(store: Path):
+    name, rng = named("at-once"), random.Random(0)
+    shares = [0.4 + 0.01 * n for n in range(50)]
+    rng.shuffle(shares)
+    best = max(range(50), key=lambda n: shares[n])
+    ineligible = {best, (best + 1) % 50, (best + 2) % 50}  # the best of all would win, were it not for a gate
+    for number, share in enumerate(shares):
+        candidate(name, answers(share, 0), {"ece": 0.9} if number in ineligible else {})
+    numbers = list(range(1, 51))
+    rng.shuffle(numbers)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=several, args=(store, name, numbers[part::6])) for part in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    expected = max((n for n in range(50) if n not in ineligible), key=lambda n: shares[n]) + 1
+    assert registry.champion(name).version == str(expected)
+    events = registry.events(name)
+    assert [event["number"] for event in events] == list(range(1, 51))
+    assert sorted(int(event["version"]) for event in events) == list(range(1, 51))
+    promoted = [event for event in events if event["kind"] == "promoted"]
+    gains = [shares[int(event["version"]) - 1] for event in promoted]
+    assert gains == sorted(gains) and promoted[-1]["version"] == str(expected)
+    assert [event["former"] for event in promoted] == [None, *(event["version"] for event in promoted[:-1])]
+    for version in mlflow.MlflowClient().search_model_versions(f"name = '{name}'"):
+        assert version.tags["verdict"] in version.description
+        assert version.tags["decided_by"] and version.tags["decided_at"]
+
+
+def test_a_version_without_a_value_a_worse_one_and_one_of_other_data(store: Path):
+    name = named("refused")
+    first = candidate(name, answers(0.8, 0))
+    assert decide(first).promoted
+    for changes, share, reason in (
+        ({"macro_auc": float("nan")}, 0.9, "No value for macro_auc"),
+        ({}, 0.7, "No better"),
+    ):
+        version = candidate(name, answers(share, 0), changes)
+        verdict = decide(version)
+        assert not verdict.promoted and reason in verdict.reason
+        assert registry.champion(name).version == first.version
+        aliases = mlflow.MlflowClient().get_registered_model(name).aliases
+        assert aliases == {"champion": first.version, "challenger": version.version}
+    better = candidate(name, answers(0.9, 0))
+    assert decide(better).promoted
+    assert mlflow.MlflowClient().get_registered_model(name).aliases == {
+        "champion": better.version, "challenger": version.version,
+    }  # fmt: skip
+    assert "was champion before" in decide(better).reason
+    assert len(registry.events(name)) == 4  # nothing has changed the last time
+
+
+def test_a_champion_of_other_data_is_judged_on_todays_images_and_the_verdict_says_so(store: Path):
+    name = named("moved")
+    old = candidate(name, answers(0.8, 0), tags={"data_digest": "older", "split_digest": "s"})
+    assert decide(old).promoted
+    verdict = decide(candidate(name, answers(0.7, 0)))
+    assert not verdict.promoted and "may have learnt from these images" in verdict.reason
+    assert decide(candidate(name, answers(0.85, 0))).promoted
+
+
+def test_rolling_back_goes_from_champion_to_champion_and_is_recorded(store: Path):
+    name = named("back")
+    with pytest.raises(InputError, match="has no champion"):
+        registry.roll_back(name)
+    versions = [candidate(name, answers(share, 0)) for share in (0.6, 0.7, 0.8)]
+    for version in versions:
+        assert decide(version).promoted
+    assert [registry.roll_back(name).version for _ in range(2)] == ["2", "1"]
+    with pytest.raises(InputError, match="no version was champion before version 1"):
+        registry.roll_back(name)
+    assert registry.champion(name).version == "1"
+    assert decide(versions[1]).promoted  # it may come back
+    events = registry.events(name)
+    assert [(event["kind"], event["version"], event["former"]) for event in events] == [
+        ("promoted", "1", None), ("promoted", "2", "1"), ("promoted", "3", "2"),
+        ("rolled back", "2", "3"), ("rolled back", "1", "2"), ("promoted", "2", "1"),
+    ]  # fmt: skip
+    assert json.dumps(events)
+
+
+def test_after_the_alias_was_moved_by_hand_rolling_back_returns_to_the_last_champion(store: Path):
+    name = named("by-hand")
+    for share in (0.6, 0.7):
+        version = candidate(name, answers(share, 0))
+        assert decide(version).promoted
+    third = candidate(name, answers(0.5, 0))
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", third.version)
+    assert registry.roll_back(name).version == version.version
