@@ -29,7 +29,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "register": {"min_sensitivity": 0, "max_ece": 1, "margin": 1},  # what two epochs give is no champion otherwise
 }
 
-LONG = ("test_demo.py", "test_team.py")
+LONG = (  # files of minutes, the longest first
+    "test_demo.py", "test_kills.py", "test_tune.py", "test_workflow.py", "test_team.py", "test_workers.py",
+    "test_compare.py", "test_split.py", "test_interface.py", "test_duplicates.py", "test_recipes.py",
+)  # fmt: skip
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -88,7 +91,7 @@ def ultrasound(folder: Path, *arguments: str, **options: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes minutes, so that no process is left with it at the end."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
