@@ -78,7 +78,7 @@ def decide(
         before = registry.champion(version.name)
         if before is None:
             verdict = gate.judge(scored.metrics, rules, "", None)
-        elif before.version == version.version:
+        elif str(before.version) == str(version.version):
             verdict = Verdict(True, ("It was champion before.",), {})
         else:
             other = evaluation.predictions(scored_version(before).run_id)

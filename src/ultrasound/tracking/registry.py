@@ -88,7 +88,7 @@ def settle(version: ModelVersion, verdict: Verdict, before: ModelVersion | None)
         before: the champion so far.
     """
     client, name, number = mlflow.MlflowClient(), version.name, version.version
-    is_new = before is None or before.version != number
+    is_new = before is None or str(before.version) != str(number)
     for key, value in {
         "verdict": verdict.reason,
         "decided_at": _now(),
@@ -169,7 +169,7 @@ def _log_of(name: str) -> Run | None:
 def _forget_challenger(name: str, number: str) -> None:
     """The champion is nobody's challenger."""
     client = mlflow.MlflowClient()
-    if client.get_registered_model(name).aliases.get(CHALLENGER) == number:
+    if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == str(number):
         client.delete_registered_model_alias(name, CHALLENGER)
 
 
