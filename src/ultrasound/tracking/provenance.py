@@ -82,15 +82,17 @@ def require_current(params: Params) -> None:
         return  # the stages were run by hand
     now = flatten(params)
     for stage in yaml.safe_load(DVC_LOCK.read_text()).get("stages", {}).values():
-        for section, values in stage.get("params", {}).get("params.yaml", {}).items():
-            for key, used in values.items():
-                if section == "download":
-                    continue  # whence the images come does not change them
-                if now.get(f"{section}.{key}") != used:
-                    raise InputError(
-                        f"{section}.{key} is {now.get(f'{section}.{key}')!r}, but build/ was made with {used!r}: "
-                        "run `dvc repro`"
-                    )
+        for key, used in _by_key(stage.get("params", {}).get("params.yaml", {})).items():
+            if not key.startswith("download.") and now.get(key) != used:  # whence images come does not change them
+                raise InputError(f"{key} is {now.get(key)!r}, but build/ was made with {used!r}: run `dvc repro`")
+
+
+def _by_key(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, from sections and single keys as dvc.lock has them."""
+    found: dict[str, Any] = {}
+    for name, value in recorded.items():
+        found |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _git(*arguments: str) -> str:
