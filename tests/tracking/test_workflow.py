@@ -97,6 +97,7 @@ def test_train_logs_what_a_reader_needs(project: Path, trained):
     }
     assert artifacts == {
         "figures/augmented_examples.png", "figures/learning_curves.png", "figures/confusion_validation.png",
+        "figures/reliability.png",
         "tables/predictions_validation.csv",
     }  # fmt: skip
 

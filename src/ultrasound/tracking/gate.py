@@ -12,11 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ultrasound.scoring import comparisons
+from ultrasound.scoring import comparisons, metrics
 from ultrasound.scoring.intervals import Interval
 from ultrasound.sections import Register
 
 METRIC = "macro_f1"
+REQUIRED = (*metrics.METRICS, "operating_sensitivity", "operating_specificity")  # others may have nothing to count
 
 
 class Verdict(NamedTuple):
@@ -66,7 +67,7 @@ def judge(scores: Mapping[str, float], rules: Register, against: str, gain: Inte
         against: what it is compared with, in words; empty where there is no champion.
         gain: macro-F1 above the champion's; None where there is none.
     """
-    undefined = sorted(name for name, value in scores.items() if not math.isfinite(value))
+    undefined = [name for name in REQUIRED if not math.isfinite(scores.get(name, math.nan))]
     if undefined:
         return Verdict(False, (f"No value for {', '.join(undefined)} on the test set.",), {})
     sensitivity, error, score = scores["operating_sensitivity"], scores["ece"], scores[METRIC]
