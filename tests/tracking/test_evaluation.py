@@ -1,0 +1,172 @@
+"""What `evaluate` says of a network that has learnt phantoms at full size: scores, sets, heat maps, page, card."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.conftest import PROJECT, copy_project, run_in, ultrasound
+from ultrasound import NOTICE
+from ultrasound.images import prepared
+from ultrasound.learning import classifier, heat
+from ultrasound.learning.classifier import Ensemble
+from ultrasound.scoring import agreement, metrics
+
+LEARNT = {
+    "data": {"source": "phantom", "count": 150},
+    "split": {"folds": 3, "test_share": 0.3},
+    "preprocess": {"size": 224},
+    "model": {"name": "tf_efficientnet_lite0", "weights": "packaged", "head_width": 64},
+    "train": {"epochs": 8, "batch_size": 16, "learning_rate": 0.001, "ema": 0.9},
+    "evaluate": {"gallery": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A project with a trained network; its folder, the evaluation's run, what was printed, a client of its store."""
+    folder = copy_project(tmp_path_factory.mktemp("evaluated") / "project", LEARNT)
+    run_in(folder, "dvc", "repro")
+    ultrasound(folder, "train")
+    printed = run_in(folder, "mlflow", "run", ".", "-e", "evaluate", "--env-manager", "local").stdout
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs(["0"], "tags.verb = 'evaluate'")
+    return folder, run, printed, client
+
+
+def artifact(evaluated, name):
+    _, run, _, client = evaluated
+    return Path(client.download_artifacts(run.info.run_id, name))
+
+
+def loaded(folder, run):
+    uri = run.data.tags["evaluated_model"].removeprefix("models:/")
+    return classifier.load(folder / f"mlruns/0/models/{uri}/artifacts/artifacts/classifier")
+
+
+def test_the_run_holds_every_score_with_its_interval_and_they_are_those_of_the_table(evaluated):
+    _, run, printed, _ = evaluated
+    table = pd.read_csv(artifact(evaluated, "tables/predictions_test.csv"))
+    labels = [name.removeprefix("p_") for name in table if name.startswith("p_")]
+    targets = table["label"].map(labels.index).to_numpy()
+    expected = metrics.score(targets, table[[f"p_{label}" for label in labels]].to_numpy(), labels)
+    found = run.data.metrics
+    for name, value in expected.items():
+        assert found[f"test/{name}"] == pytest.approx(value), name
+        assert found[f"test/{name}_low"] <= found[f"test/{name}_high"]
+    called, positive = table["called_positive"], table["label"] == "malignant"
+    assert found["test/operating_sensitivity"] == pytest.approx(called[positive].mean())
+    for label in labels:
+        inside = (
+            table.loc[table["label"] == label, "prediction_set"].fillna("").str.split().map(lambda each: label in each)
+        )
+        assert found[f"test/coverage_{label}"] == pytest.approx(inside.mean())
+    content = json.loads(artifact(evaluated, "evaluation.json").read_text())
+    assert content["scores"]["macro_f1"][0] == pytest.approx(expected["macro_f1"])
+    low, high = content["scores"]["macro_f1"][1:]
+    assert f"{expected['macro_f1']:.3f} ({low:.3f} to {high:.3f})" in printed
+    assert set(content["uncalibrated"]) == {"log_loss", "brier", "ece"}
+
+
+def test_the_operating_point_reaches_its_sensitivity_where_it_was_chosen(evaluated):
+    folder, run, _, client = evaluated
+    (trained,) = client.search_runs(["0"], "tags.verb = 'train'")
+    assert trained.data.metrics["calibration/sensitivity"] >= 0.95
+    assert trained.data.metrics["calibration/log_loss_after"] < trained.data.metrics["calibration/log_loss_before"]
+    calibration = loaded(folder, run).calibrated
+    assert trained.data.metrics["calibration/threshold"] == pytest.approx(calibration.threshold)
+    assert calibration.fitted_on == "of the validation fold"
+    assert calibration.images == len(pd.read_csv(
+        client.download_artifacts(trained.info.run_id, "tables/predictions_validation.csv")
+    ))  # fmt: skip
+
+
+def test_the_hottest_place_lies_in_the_lesion_and_with_random_weights_it_does_not(evaluated):
+    folder, run, _, _ = evaluated
+    assert run.data.metrics["test/peak_in_lesion_all"] >= 0.7
+    assert run.data.metrics["test/heat_in_lesion_all"] > 2 * run.data.metrics["test/lesion_area_all"]
+    assert run.data.metrics["test/map_similarity_random_all"] < 0.3
+    data = prepared.read(folder / "build/prepared")
+    rows = data.rows("test")
+    rows = rows[data.masks[rows].any(axis=(1, 2))]
+    images = np.ascontiguousarray(data.images[rows])
+    network = loaded(folder, run).network.members[0]
+    for seed in range(3):
+        random = Ensemble([heat.randomised(network, images, "all", seed)], flip=True)
+        _, maps = heat.explain(random, images)
+        found = agreement.agreement(heat.enlarged(maps, 224), data.masks[rows])
+        assert found.peak.mean() < 0.4
+
+
+def test_every_test_image_has_its_heat_map(evaluated):
+    folder, _, _, _ = evaluated
+    splits = pd.read_csv(folder / "build/splits.csv")
+    test = splits.loc[splits["split"] == "test", "image_id"].tolist()
+    saved = np.load(artifact(evaluated, "explanation/heat_maps.npz"))
+    assert saved["image_id"].tolist() == test
+    assert saved["maps"].shape == (len(test), 7, 7)
+    pictures = {str(file.relative_to(artifact(evaluated, "explanation")).with_suffix(""))
+                for file in artifact(evaluated, "explanation").rglob("*.jpg")}  # fmt: skip
+    assert pictures == set(test)
+
+
+def test_the_page_reads_well_in_a_browser(evaluated, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+    page.goto(artifact(evaluated, "report.html").resolve().as_uri())
+    assert said == []
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    text = page.inner_text("body")
+    assert NOTICE in text
+    for heading in ("Scores", "Calibration", "Operating point", "Prediction sets", "Slices", "Where it looked",
+                    "Errors and hits", "Definitions"):  # fmt: skip
+        assert page.get_by_role("heading", name=heading, exact=True).is_visible(), heading
+    value = evaluated[1].data.metrics["test/macro_f1"]
+    assert f"{value:.3f} (" in text
+    assert page.locator(".answers img").count() >= 4
+    page.close()
+
+
+def test_the_card_says_the_same_numbers_and_goes_with_the_version(evaluated):
+    folder, run, _, client = evaluated
+    card = artifact(evaluated, "model_card.md").read_text()
+    for heading in ("Model details", "Intended use", "Factors", "Metrics", "Evaluation data", "Training data",
+                    "Quantitative analyses", "Ethical considerations", "Caveats and recommendations"):  # fmt: skip
+        assert f"## {heading}\n" in card
+    assert NOTICE in card and "Synthetic phantoms" in card
+    for name, words in (("macro_f1", "macro-F1"), ("operating_sensitivity", "sensitivity at the operating point")):
+        values = (run.data.metrics[f"test/{name}{end}"] for end in ("", "_low", "_high"))
+        assert "| {} | {:.3f} ({:.3f} to {:.3f}) |".format(words, *values) in card
+    ultrasound(folder, "register", "--register.min_sensitivity", "0")
+    version = client.get_model_version("breast-ultrasound", "1")
+    uri = version.tags["model_uri"].removeprefix("models:/")
+    assert (folder / f"mlruns/0/models/{uri}/artifacts/model_card.md").read_text() == card
+    assert version.tags["evaluation_run"] == run.info.run_id  # it was not evaluated again
+    assert len(client.search_runs(["0"], "tags.evaluated_model LIKE '%'")) == 1
+
+
+def test_the_documents_are_written_from_the_run(evaluated, tmp_path):
+    folder, run, _, _ = evaluated
+    (folder / "docs/screenshots").mkdir(parents=True, exist_ok=True)
+    (folder / "docs/results.md").write_text(
+        "# Results\n\n<!-- numbers: evaluation -->\nold\n<!-- end -->\n\nthe rest\n"
+    )
+    shutil.copytree(PROJECT / "scripts", folder / "scripts", dirs_exist_ok=True)
+    run_in(folder, sys.executable, "scripts/results.py", "evaluation", run.info.run_id)
+    results, card = (folder / "docs/results.md").read_text(), (folder / "MODEL_CARD.md").read_text()
+    assert card == artifact(evaluated, "model_card.md").read_text()
+    assert "old" not in results and results.endswith("<!-- end -->\n\nthe rest\n")
+    score = re.compile(r"\| macro-F1 \| (.*) \|")
+    assert score.search(results)[1] == score.search(card)[1]
+    refused = run_in(folder, sys.executable, "scripts/results.py", "compare", run.info.run_id, expect=1)
+    assert "is no finished run of compare" in refused.stderr
