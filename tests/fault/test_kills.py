@@ -154,6 +154,34 @@ def test_mlflow_run_continues_the_run_that_was_killed_and_leaves_a_signpost(othe
     assert not signpost.data.metrics
 
 
+def test_a_signpost_whose_processes_were_killed_is_closed_at_the_next_start(other: Path):
+    options = (*SLOW, "train.seed=14")
+    process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *as_options(options))
+    process.kill()
+    process.communicate()
+    before = {run.info.run_id for run in client(other).search_runs(["0"])}
+    given = [part for option in options for part in ("-P", option)]
+    both = subprocess.Popen(
+        ["mlflow", "run", ".", "-e", "train", "--env-manager", "local", *given], cwd=other, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+
+    def signpost():
+        return next((run for run in client(other).search_runs(["0"])
+                     if run.info.run_id not in before and "continued_run" in run.data.tags), None)  # fmt: skip
+
+    deadline = time.monotonic() + 60
+    while signpost() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(both.pid, signal.SIGKILL)
+    both.wait()
+    assert signpost().info.status == "RUNNING"
+    ultrasound(other, "train", *as_options(options))
+    assert signpost().info.status == "KILLED"
+    assert client(other).get_run(run_id).info.status == "FINISHED"
+
+
 def test_dead_runs_are_closed_at_the_next_start_and_live_ones_are_not(other: Path):
     process, dead = started(other, sys.executable, "-m", "ultrasound", "train", *as_options((*SLOW, "train.seed=8")))
     process.kill()

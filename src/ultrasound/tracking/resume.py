@@ -66,8 +66,11 @@ def point_to(continued: str, made: str | None) -> None:
     if made and made != continued:
         client = mlflow.MlflowClient()
         client.update_run(made, name="signpost")
-        client.set_tag(made, "continued_run", continued)
-        client.set_tag(made, "mlflow.note.content", f"Holds nothing: this command worked for run {continued}.")
+        note = f"Holds nothing: this command worked for run {continued}."
+        # With the marks of this process, so that it is closed when that and MLflow's own are gone.
+        tags = {**heartbeat.marks(), "continued_run": continued, "mlflow.note.content": note}
+        for name, value in tags.items():
+            client.set_tag(made, name, value)
 
 
 def _lock(folder: Path, held: contextlib.ExitStack) -> bool:
