@@ -119,7 +119,7 @@ def test_groups_cover_the_truth_where_single_images_are_too_certain():
     rng = np.random.default_rng(1)
     targets, answers, _ = scans(60_000, rng)
     truth = metrics.score(targets, answers, LABELS)
-    covered = dict.fromkeys(((name, by) for name in expected for by in ("groups", "images")), 0)
+    covered = dict.fromkeys(((name, by) for name in expected for by in ("groups", "images", "percentiles")), 0)
     for trial in range(500):
         targets, answers, group = scans(119, rng)
         every = intervals.all_of(targets, answers, LABELS)
@@ -128,6 +128,9 @@ def test_groups_cover_the_truth_where_single_images_are_too_certain():
             for name in expected:
                 _, low, high = intervals.interval(found[name])
                 covered[name, by] += low <= truth[name] <= high
+                if by == "groups":
+                    low, high = np.nanpercentile(found[name].resamples, [2.5, 97.5])
+                    covered[name, "percentiles"] += low <= truth[name] <= high
     shares = {f"{name} by {by}": count / 500 for (name, by), count in covered.items()}
     print(shares)
     for name, (least, most) in expected.items():

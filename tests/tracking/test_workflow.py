@@ -301,6 +301,13 @@ def test_register_makes_one_version_a_run_and_the_better_one_is_champion(project
     assert version.tags["run_id"] == worse
     champion = client(project).get_model_version_by_alias("breast-ultrasound", "champion")
     assert str(champion.version) == "1"
+    assert client(project).get_registered_model("breast-ultrasound").aliases["challenger"] == version.version
+    back = mlflow_run(project, "rollback", expect=None)
+    assert back.returncode != 0 and "no version was champion before version 1" in back.stderr
+    client(project).set_registered_model_alias("breast-ultrasound", "champion", "2")  # by hand
+    assert "version 1 again" in ultrasound(project, "register", "--rollback").stdout
+    champion = client(project).get_model_version_by_alias("breast-ultrasound", "champion")
+    assert str(champion.version) == "1"
     for tag in ("data_digest", "split_digest", "git_commit", "dvc_lock", "seed", "test_macro_f1"):
         assert tag in champion.tags
 
