@@ -3,7 +3,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ultrasound.errors import InputError
 from ultrasound.images.loading import Batches
 from ultrasound.learning import heat
 from ultrasound.learning.backbone import Network
@@ -70,11 +69,10 @@ def test_maps_are_none_negative_sum_to_one_and_are_enlarged_in_place(images):
     assert row < 32 and column >= 64
 
 
-def test_a_transformer_is_refused_with_the_remedy(images):
-    transformer = Ensemble([network(0, "test_vit")], flip=False)
-    prepared = np.random.default_rng(0).integers(0, 255, (1, *transformer.members[0].input_size)).astype(np.uint8)
-    with pytest.raises(InputError, match=r"evaluate\.explain=false"):
-        heat.explain(transformer, prepared)
+def test_convolutional_networks_have_maps_and_transformers_do_not():
+    for name, expected in (("test_resnet", True), ("test_efficientnet", True), ("test_vit", False)):
+        member = network(0, name)
+        assert heat.has_maps(Ensemble([member], flip=False), member.input_size[0]) is expected
 
 
 def test_a_network_whose_head_is_random_keeps_its_backbone_and_one_that_is_all_random_stays_alive(images):

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ultrasound.errors import InputError
 from ultrasound.images.preparation import Pixels
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.classifier import Ensemble, softmax
@@ -33,10 +32,21 @@ class _FromMaps(nn.Module):
         return self.network.answer_to_maps(self.maps(maps))
 
 
+def has_maps(network: Ensemble, size: int) -> bool:
+    """Whether the last features of images of `size` pixels lie where they were seen; those of most transformers do not."""
+    member = cast(Network, network.members[0])
+    device = next(network.parameters()).device
+    with torch.no_grad():
+        found = member.eval().maps(torch.zeros(1, 1, size, size, device=device))
+    return found.ndim == 4 and found.shape[1] == member.backbone.num_features
+
+
 def explain(
     network: Ensemble, images: Pixels, classes: NDArray[np.int64] | None = None, *, title: str = "heat maps"
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """Probabilities of prepared images, and for one class of each what spoke for it; shows a progress bar.
+
+    The network must have maps, see `has_maps`.
 
     Networks of an ensemble and views are explained one by one, from their own logits; each map is divided by its sum
     and the mean taken, so that all count alike.
@@ -49,8 +59,6 @@ def explain(
         (n, classes) probabilities, uncalibrated; (n, h, w) maps of the size that the network's last features have,
         none negative, sum 1, or 0 everywhere if nothing spoke for the class.
 
-    Raises:
-        InputError: the network's last features do not lie where they were seen, as those of transformers.
     """
     device = next(network.parameters()).device
     network.eval()
@@ -108,10 +116,6 @@ def _explained(
         with torch.no_grad():
             found = member.maps(images.flip(-1) if mirrored else images)
             logits.append(member.answer_to_maps(found))
-        if found.ndim != 4 or found.shape[1] != member.backbone.num_features:
-            raise InputError(
-                "this backbone has no feature maps that Grad-CAM could use: evaluate.explain=false leaves it out"
-            )
         maps.append(found)
     answer = network.combined(logits)
     target = answer.argmax(1) if classes is None else classes

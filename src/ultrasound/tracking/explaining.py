@@ -36,14 +36,11 @@ class Explained(NamedTuple):
 def explain(
     model: Classifier, images: Pixels, masks: NDArray[np.bool_], groups: NDArray[np.int64], resamples: int
 ) -> tuple[NDArray[np.float64], Explained]:
-    """Probabilities, uncalibrated, and heat maps of prepared images.
+    """Probabilities, uncalibrated, and heat maps of prepared images; the backbone must have feature maps.
 
     Args:
         images, masks: (n, size, size).
         groups: (n,) group of near-duplicates of each image.
-
-    Raises:
-        InputError: the backbone has no feature maps.
     """
     raw, maps = heat.explain(model.network, images)
     found = agreement.agreement(heat.enlarged(maps, images.shape[1]), masks)

@@ -14,6 +14,7 @@ from ultrasound.images.catalog import SEPARATOR
 from ultrasound.images.preparation import Pixels, open_image
 from ultrasound.images.prepared import Prepared
 from ultrasound.images.slices import slices
+from ultrasound.learning import heat
 from ultrasound.learning.classifier import Calibration, Classifier
 from ultrasound.scoring import evaluation as scoring
 from ultrasound.scoring import metrics
@@ -36,7 +37,7 @@ class Tested(NamedTuple):
         confusion: (classes, classes) counts, true classes in rows.
         scores: name -> score with its interval, from so many `resamples`.
         by_slice: a row a slice.
-        explained: None where that was not wanted.
+        explained: None where that was not wanted, or the backbone has no feature maps.
     """
 
     samples: pd.DataFrame
@@ -61,7 +62,7 @@ def test(
         rows: positions of the images, none of which the model has learnt from.
 
     Raises:
-        InputError: there are other classes than the model knows, or it has no feature maps to explain it by.
+        InputError: there are other classes than the model knows.
     """
     samples = prepared.samples.iloc[rows]
     if unknown := set(samples["label"]) - set(model.labels):
@@ -69,7 +70,7 @@ def test(
     described = catalog.set_index("image_id", drop=False).loc[prepared.samples["image_id"]]
     images, masks = _pixels(model, prepared, rows, described.iloc[rows])
     groups, explained = samples["group"].to_numpy(dtype=np.int64), None
-    if settings.explain:
+    if settings.explain and heat.has_maps(model.network, images.shape[1]):
         raw, explained = explaining.explain(model, images, masks, groups, settings.resamples)
     else:
         raw = model.raw(images)
