@@ -205,9 +205,7 @@ class Evaluate(Section):
 
     run: str = Field(description="run whose model is scored on the locked test set: latest, best, or a run id")
     resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples of the 95 % intervals")
-    explain: bool = Field(
-        description="heat maps (Grad-CAM; not of transformers), whether they lie on the lesions, galleries"
-    )
+    explain: bool = Field(description="heat maps (Grad-CAM, not of transformers), and whether they lie on the lesions")
     gallery: int = Field(ge=0, le=200, description="images in each gallery: worst errors, surest hits")
 
 

@@ -33,7 +33,7 @@ class _FromMaps(nn.Module):
 
 
 def has_maps(network: Ensemble, size: int) -> bool:
-    """Whether the last features of images of `size` pixels lie where they were seen; those of most transformers do not."""
+    """Whether the last features of images of `size` pixels lie where they were seen; not so with most transformers."""
     member = cast(Network, network.members[0])
     device = next(network.parameters()).device
     with torch.no_grad():
@@ -97,9 +97,12 @@ def randomised(network: Network, images: Pixels, parts: str, seed: int) -> Netwo
     device = next(network.parameters()).device
     copy.to(device)
     if parts == "all":
+        for module in copy.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = None  # the statistics of what is seen now, and of nothing before
         copy.train()
         with torch.no_grad():
-            copy(torch.from_numpy(np.ascontiguousarray(images)).to(device).unsqueeze(1) / 255)
+            copy.maps(torch.from_numpy(np.ascontiguousarray(images)).to(device).unsqueeze(1) / 255)
     return copy.eval().requires_grad_(False)
 
 
