@@ -57,9 +57,11 @@ def search(run: Run) -> str:
     params, values = run.data.params, run.data.metrics
     found = trials.set_index("trial").loc[int(values["best/trial"])]
     metric = params["tune.metric"]
+    # The trial with the defaults may have been stopped, and tried again under another number.
+    defaults = trials[trials["origin"].str.startswith("params.yaml") & (trials["state"] == "complete")]
     lines = [f"{len(trials)} trials of `{params['model.name']}` ({params['model.weights']} weights): {counts}. "
              f"The best, trial {int(values['best/trial'])}, had {METRICS[metric]} {found['value']:.3f} out of fold; "
-             f"the first, which is `params.yaml` as it stands, {trials['value'].iloc[0]:.3f}.", "",
+             f"`params.yaml` as it stands, {defaults['value'].iloc[0]:.3f}.", "",
              "```yaml", yaml.safe_dump(best, sort_keys=False).strip(), "```", ""]  # fmt: skip
     lines += ["| macro-F1 out of fold | seeds | of the folds, mean ± sd |", "|---|---:|---:|"]
     for kind, name in (("best", "best parameters"), ("defaults", "params.yaml")):
