@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 PROJECT = Path(__file__).parents[1]
 ARCHIVE = Path(os.environ.get("BUSI_ARCHIVE", PROJECT.parent / "shared/busi/Dataset_BUSI.zip")).resolve()
@@ -95,11 +96,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with 84 phantoms, prepared by `dvc repro`."""
-    folder = copy_project(tmp_path_factory.mktemp("project"), SMALL)
-    run_in(folder, "dvc", "repro")
-    return folder
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Makes a project with 84 phantoms in a folder: a copy of one that `dvc repro` prepared for all test processes."""
+    # With pytest-xdist, the parent of a process's folder is common to all of them.
+    shared = tmp_path_factory.getbasetemp()
+    common = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "prepared"
+    with FileLock(f"{common}.lock"):
+        if not common.exists():
+            made = copy_project(common.with_suffix(".new"), SMALL)
+            run_in(made, "dvc", "repro")
+            made.rename(common)
+    return lambda folder: Path(shutil.copytree(common, folder, symlinks=True))
+
+
+@pytest.fixture(scope="session")
+def project(prepared: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared project."""
+    return prepared(tmp_path_factory.mktemp("project") / "copy")
 
 
 @pytest.fixture

@@ -10,23 +10,22 @@ import pytest
 import yaml
 from sklearn import metrics as sk
 
-from tests.conftest import PROJECT, SMALL, copy_project, run_in
+from tests.conftest import PROJECT, run_in
 
 SCRIPT = "scripts/recipes.py"
 DOCUMENT = "# Results\n\nAbove.\n\n<!-- numbers: recipes -->\nof last time\n<!-- end -->\n\nBelow.\n"
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(prepared, tmp_path_factory):
     """Two recipes, trained on phantoms; and what the script said."""
-    folder = copy_project(tmp_path_factory.mktemp("recipes"), SMALL)
+    folder = prepared(tmp_path_factory.mktemp("recipes") / "project")
     shutil.copytree(PROJECT / "scripts", folder / "scripts")
     recipes = {name: {"train.epochs": epochs} for name, epochs in (("plain", 1), ("longer", 8), ("never run", 99))}
     content = {"common": {"train.folds": "all", "train.refit": False, "train.learning_rate": 0.003}, "recipes": recipes}
     (folder / "scripts/recipes.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     (folder / "docs").mkdir()
     (folder / "docs/results.md").write_text(DOCUMENT)
-    run_in(folder, "dvc", "repro")
     said = run_in(folder, sys.executable, SCRIPT, "--only", "plain", "longer")
     return folder, said.stdout
 

@@ -12,18 +12,18 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.conftest import SMALL, copy_project, environment, run_in
+from tests.conftest import environment, run_in
 
 WIDE = {"width": 1600, "height": 900}
 SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to keep what was seen
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory):
+def searched(prepared, tmp_path_factory):
     """A project of which `mlflow run . -e tune` has made a version."""
-    folder = copy_project(tmp_path_factory.mktemp("interface"), SMALL | {"train": SMALL["train"] | {"epochs": 4}})
-    run_in(folder, "dvc", "repro")
-    given = ("tune.trials=4", "tune.folds=[0, 1]", "tune.repeats=1", "tune.prune_epochs=none", "tune.prune_folds=0")
+    folder = prepared(tmp_path_factory.mktemp("interface") / "project")
+    given = ("train.epochs=4", "tune.trials=4", "tune.folds=[0, 1]", "tune.repeats=1", "tune.prune_epochs=none",
+             "tune.prune_folds=0")  # fmt: skip
     parameters = [word for each in given for word in ("-P", each)]
     run_in(folder, "mlflow", "run", ".", "-e", "tune", "--env-manager", "local", *parameters)
     return folder

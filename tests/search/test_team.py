@@ -17,7 +17,7 @@ import pytest
 from mlflow.server import get_app_client
 from optuna.trial import TrialState
 
-from tests.conftest import SMALL, copy_project, environment, run_in
+from tests.conftest import environment
 from tests.search import databases
 
 QUICK = ("--train.epochs", "1", "--tune.folds", "[0]", "--tune.repeats", "1", "--tune.startup_trials", "2",
@@ -59,7 +59,7 @@ def tracking_server(folder, database):
 
 
 @pytest.fixture(scope="module")
-def team(tmp_path_factory):
+def team(prepared, tmp_path_factory):
     """Server, database of the study, and two prepared clones."""
     folder = tmp_path_factory.mktemp("team")
     with databases.postgresql(folder) as address:
@@ -68,10 +68,7 @@ def team(tmp_path_factory):
                 connection.execute(f"CREATE DATABASE {name}")
         of_server, of_study = (address.removesuffix("/postgres") + f"/{name}" for name in ("mlflow", "optuna"))
         with tracking_server(folder, of_server) as server:
-            clones = [copy_project(folder / name, SMALL) for name in ("one", "two")]
-            for clone in clones:
-                run_in(clone, "dvc", "repro")
-            yield server, of_study, clones
+            yield server, of_study, [prepared(folder / name) for name in ("one", "two")]
 
 
 def surroundings(server, storage, user):

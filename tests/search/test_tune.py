@@ -15,18 +15,16 @@ import yaml
 from optuna.trial import TrialState
 from safetensors.torch import save_file
 
-from tests.conftest import SMALL, copy_project, environment, run_in, ultrasound
+from tests.conftest import environment, ultrasound
 from ultrasound.learning import backbone
 
 QUICK = ("--train.epochs", "1", "--tune.folds", "[0, 1]", "--tune.repeats", "1", "--tune.startup_trials", "2")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(prepared, tmp_path_factory):
     """A project of its own, as the searches end with registered versions."""
-    made = copy_project(tmp_path_factory.mktemp("tune"), SMALL)
-    run_in(made, "dvc", "repro")
-    return made
+    return prepared(tmp_path_factory.mktemp("tune") / "project")
 
 
 def client(folder):
