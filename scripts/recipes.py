@@ -18,6 +18,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import yaml
+from documents import METRICS, RESULTS, SCREENSHOTS, code, renewed
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 
@@ -30,12 +31,9 @@ from ultrasound.scoring.intervals import Interval
 from ultrasound.tracking import provenance
 
 EXPERIMENT = "recipes"
-DOCUMENT, FIGURE = Path("docs/results.md"), Path("docs/screenshots/recipes.png")
+FIGURE = SCREENSHOTS / "recipes.png"
 RECIPES = Path("scripts/recipes.yaml")
-BEGIN, END = "<!-- numbers: recipes -->\n", "<!-- end -->"
 RESAMPLES = 2000
-SCORES = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
-          "macro_auc": "AUC, mean of classes"}  # fmt: skip
 
 
 def main() -> None:
@@ -54,10 +52,10 @@ def main() -> None:
         if not runs:
             raise InputError("no recipe has a finished run of today's data and split")
         commands = "\n".join(" ".join(command(recipes[name])) for name in runs)
-        DOCUMENT.write_text(_renewed(DOCUMENT.read_text(), f"{table(runs)}\n\n```\n{commands}\n```"))
+        RESULTS.write_text(renewed(RESULTS, "recipes", f"{table(runs)}\n\n```\n{commands}\n```"))
         FIGURE.parent.mkdir(parents=True, exist_ok=True)
         curves(runs).savefig(FIGURE, dpi=110)
-        print(f"{DOCUMENT} and {FIGURE}: renewed with {', '.join(runs)}")
+        print(f"{RESULTS} and {FIGURE}: renewed with {', '.join(runs)}")
     except InputError as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
@@ -88,10 +86,10 @@ def table(runs: dict[str, Run]) -> str:
     """The scores of finished recipes with intervals, differences from the first, spread over folds."""
     predictions = {name: _predictions(run) for name, run in runs.items()}
     first, images = next(iter(runs)), next(iter(predictions.values()))
-    lines = [f"| recipe | {' | '.join(SCORES.values())} |", f"|---|{'---:|' * len(SCORES)}"]
+    lines = [f"| recipe | {' | '.join(METRICS.values())} |", f"|---|{'---:|' * len(METRICS)}"]
     for name, run in runs.items():
         values = run.data.metrics
-        scores = [Interval(*(values[f"out_of_fold/{key}{end}"] for end in ("", "_low", "_high"))) for key in SCORES]
+        scores = [Interval(*(values[f"out_of_fold/{key}{end}"] for end in ("", "_low", "_high"))) for key in METRICS]
         lines.append(_row(name, [_written(score) for score in scores]))
     lines += ["", f"| recipe | macro-F1 less that of {first} | AUC less that of {first} | macro-F1 of the folds | "
                   "mean ± sd | best epoch less the last |", "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
@@ -103,13 +101,11 @@ def table(runs: dict[str, Run]) -> str:
         histories = [_history(child, "macro_f1") for child in _folds(run)]
         flattery = np.mean([max(history.values()) - history[max(history)] for history in histories])
         lines.append(_row(name, [*less, folds, spread, f"{flattery:.3f}"]))
-    tags = next(iter(runs.values())).data.tags
-    commit, _, changes = tags["git_commit"].partition("+")
-    code = commit[:12] + (f"+{changes}" if changes else "")  # it says so where files differed from the commit
+    tags = runs[first].data.tags
     protocol = (
         f"{len(images)} development images in {images['group'].nunique()} groups, predicted out of fold; one seed "
-        f"each. Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code `{code}`. In "
-        f"brackets, 95 % intervals of a bootstrap by group, {RESAMPLES} resamples; differences are paired. "
+        f"each. Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code `{code(runs[first])}`. In brackets, "
+        f"95 % intervals of a bootstrap by group, {RESAMPLES} resamples; differences are paired. "
         "Best epoch less the last: macro-F1 on the validation fold, mean of the folds; what choosing the best epoch "
         "would flatter."
     )
@@ -126,7 +122,7 @@ def curves(runs: dict[str, Run]) -> Figure:
             values = np.array([[history[epoch] for epoch in epochs] for history in histories])
             axes.plot(epochs, values.mean(axis=0), "o-", ms=3, color=f"C{number}", label=name)
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=f"C{number}", alpha=0.12)
-        axes.set(xlabel="epoch", title=f"validation {SCORES.get(metric, metric)}, mean and range of the folds")
+        axes.set(xlabel="epoch", title=f"validation {METRICS.get(metric, metric)}, mean and range of the folds")
         axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -171,14 +167,6 @@ def _row(name: str, cells: list[str]) -> str:
 
 def _written(score: Interval, sign: str = "") -> str:
     return f"{score.value:{sign}.3f} ({score.low:{sign}.3f} to {score.high:{sign}.3f})"
-
-
-def _renewed(text: str, numbers: str) -> str:
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise InputError(f"{DOCUMENT} holds no place for numbers: {BEGIN.strip()} ... {END}")
-    return f"{before}{begin}\n{numbers}\n\n{end}{after}"
 
 
 if __name__ == "__main__":

@@ -16,18 +16,15 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import yaml
+from documents import METRICS, RESULTS, SCREENSHOTS, code, renewed
 from mlflow.entities import Run
 
 from ultrasound.errors import InputError
 
-DOCUMENT, SCREENSHOTS = Path("docs/results.md"), Path("docs/screenshots")
-END = "<!-- end -->"
 CARD = Path("MODEL_CARD.md")
 FIGURES = {"search": ("history", "importances", "parallel_coordinates"), "compare": ("score_against_latency",),
            "evaluation": ("confusion_test", "roc_test", "reliability_test", "slices_test")}  # fmt: skip
 VERBS = {"search": "tune", "compare": "compare", "evaluation": "evaluate"}
-METRICS = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy",
-           "macro_auc": "AUC, mean of classes"}  # fmt: skip
 
 
 def main() -> None:
@@ -39,12 +36,17 @@ def main() -> None:
     try:
         run = _run(arguments.run, VERBS[arguments.kind])
         numbers = {"search": search, "compare": comparison, "evaluation": evaluation}[arguments.kind](run)
-        DOCUMENT.write_text(renewed(DOCUMENT.read_text(), arguments.kind, numbers))
+        text = renewed(RESULTS, arguments.kind, numbers)
+        files = {
+            SCREENSHOTS / f"{arguments.kind}-{name}.png": f"figures/{name}.png" for name in FIGURES[arguments.kind]
+        }
         if arguments.kind == "evaluation":
-            shutil.copy(_artifact(run, "model_card.md"), CARD)
-        for name in FIGURES[arguments.kind]:
-            shutil.copy(_artifact(run, f"figures/{name}.png"), SCREENSHOTS / f"{arguments.kind}-{name}.png")
-        print(f"{DOCUMENT}: section {arguments.kind} renewed from run {arguments.run}")
+            files[CARD] = "model_card.md"
+        fetched = {target: _artifact(run, path) for target, path in files.items()}  # all, before any is written
+        RESULTS.write_text(text)
+        for target, file in fetched.items():
+            shutil.copy(file, target)
+        print(f"{RESULTS}: section {arguments.kind} renewed from run {arguments.run}")
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -56,12 +58,12 @@ def search(run: Run) -> str:
     best = yaml.safe_load(Path(_artifact(run, "best_params.yaml")).read_text())
     params, values = run.data.params, run.data.metrics
     found = trials.set_index("trial").loc[int(values["best/trial"])]
-    metric = params["tune.metric"]
+    metric = METRICS.get(params["tune.metric"], params["tune.metric"])
     # The trial with the defaults may have been stopped, and tried again under another number.
     defaults = trials[trials["origin"].str.startswith("params.yaml") & (trials["state"] == "complete")]
+    standing = f", and `params.yaml` as it stands {defaults['value'].iloc[0]:.3f}" if len(defaults) else ""
     lines = [f"{len(trials)} trials of `{params['model.name']}` ({params['model.weights']} weights): {counts}. "
-             f"The best, trial {int(values['best/trial'])}, had {METRICS[metric]} {found['value']:.3f} out of fold; "
-             f"`params.yaml` as it stands, {defaults['value'].iloc[0]:.3f}.", "",
+             f"The best, trial {found.name}, had {metric} {found['value']:.3f} out of fold{standing}.", "",
              "```yaml", yaml.safe_dump(best, sort_keys=False).strip(), "```", ""]  # fmt: skip
     lines += ["| macro-F1 out of fold | seeds | of the folds, mean ± sd |", "|---|---:|---:|"]
     for kind, name in (("best", "best parameters"), ("defaults", "params.yaml")):
@@ -69,11 +71,13 @@ def search(run: Run) -> str:
             seeds = mlflow.MlflowClient().get_metric_history(run.info.run_id, f"repeats_{kind}/macro_f1")
             spread = f"{values[f'repeats_{kind}/macro_f1_mean']:.3f} ± {values[f'repeats_{kind}/macro_f1_sd']:.3f}"
             lines.append(f"| {name} | {', '.join(f'{seed.value:.3f}' for seed in seeds)} | {spread} |")
-    lines += ["", "| gain over params.yaml, same seeds | value, 95 % interval |", "|---|---:|"]
-    for key, name in METRICS.items():
-        if f"gain/{key}" in values:
-            value, low, high = (values[f"gain/{key}{end}"] for end in ("", "_low", "_high"))
-            lines.append(f"| {name} | {value:+.3f} ({low:+.3f} to {high:+.3f}) |")
+    gained = {name: [values[f"gain/{key}{end}"] for end in ("", "_low", "_high")]
+              for key, name in METRICS.items() if f"gain/{key}" in values}  # fmt: skip
+    if gained:
+        lines += ["", "| gain over params.yaml, same seeds | value, 95 % interval |", "|---|---:|"]
+        lines += [
+            f"| {name} | {value:+.3f} ({low:+.3f} to {high:+.3f}) |" for name, (value, low, high) in gained.items()
+        ]
     return "\n".join([*lines, "", provenance(run)])
 
 
@@ -108,31 +112,18 @@ def evaluation(run: Run) -> str:
         f"{content['images']} test images in {content['groups']} groups; {given}. The same numbers as in the "
         f"[model card](../MODEL_CARD.md), by the same command.\n\n{tables}\n\n"
         f"In brackets, 95 % intervals of a bootstrap by group, {content['resamples']} resamples. Data "
-        f"`{tags['data_digest']}`, split `{tags['split_digest']}`, code `{_code(run)}`."
+        f"`{tags['data_digest']}`, split `{tags['split_digest']}`, code `{code(run)}`."
     )
 
 
 def provenance(run: Run) -> str:
     """What names data, code and protocol of a run."""
     tags = run.data.tags
-    folds = run.data.params[f"{tags['verb']}.folds"]
-    return (f"Folds: {folds}, {run.data.params['train.epochs']} epochs each. Data `{tags['data_digest']}`, split "
-            f"`{tags['split_digest']}`, code `{_code(run)}`.")  # fmt: skip
-
-
-def renewed(text: str, kind: str, numbers: str) -> str:
-    """The document with other numbers in the section of a kind of run."""
-    begin = f"<!-- numbers: {kind} -->\n"
-    if begin not in text:
-        raise InputError(f"{DOCUMENT} has no line {begin.strip()}")
-    before, rest = text.split(begin, 1)
-    return f"{before}{begin}\n{numbers}\n\n{END}{rest.split(END, 1)[1]}"
-
-
-def _code(run: Run) -> str:
-    """The commit, and whether files differed from it."""
-    commit, _, changes = run.data.tags["git_commit"].partition("+")
-    return commit[:12] + (f"+{changes}" if changes else "")
+    params = run.data.params
+    size = params["preprocess.size"]
+    return (f"{size} x {size} pixels; folds: {params[tags['verb'] + '.folds']} of {params['split.folds']}, "
+            f"{params['train.epochs']} epochs each. Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code "
+            f"`{code(run)}`.")  # fmt: skip
 
 
 def _run(run_id: str, verb: str) -> Run:
@@ -146,7 +137,10 @@ def _run(run_id: str, verb: str) -> Run:
 
 
 def _artifact(run: Run, path: str) -> str:
-    return str(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{path}"))
+    try:
+        return str(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{path}"))
+    except mlflow.MlflowException:
+        raise InputError(f"run {run.info.run_id} holds no {path}") from None
 
 
 if __name__ == "__main__":

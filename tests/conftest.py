@@ -95,6 +95,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
+def renewed_results(folder: Path, kind: str, run_id: str) -> str:
+    """Let scripts/results.py write the section of a run into a document in `folder`; the section."""
+    shutil.copytree(PROJECT / "scripts", folder / "scripts", dirs_exist_ok=True)
+    (folder / "docs/screenshots").mkdir(parents=True, exist_ok=True)
+    document = folder / "docs/results.md"
+    document.write_text(f"# Results\n\n<!-- numbers: {kind} -->\nof last time\n<!-- end -->\n\nBelow.\n")
+    run_in(folder, sys.executable, "scripts/results.py", kind, run_id)
+    text = document.read_text()
+    assert text.startswith(f"# Results\n\n<!-- numbers: {kind} -->\n") and text.endswith("<!-- end -->\n\nBelow.\n")
+    assert "of last time" not in text
+    return text
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """Makes a project with 84 phantoms in a folder: a copy of one that `dvc repro` prepared for all test processes."""

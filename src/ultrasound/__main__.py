@@ -89,7 +89,7 @@ class Verb(click.Command):
                 )
         raise_on_signals()
         try:
-            _imported(self.name).run(params.load(given), **switches)
+            _imported(f"ultrasound.commands.{self.name}").run(params.load(given), **switches)
         except KeyboardInterrupt as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
@@ -115,11 +115,11 @@ class Verb(click.Command):
             )
 
 
-def _imported(verb: str) -> Any:
+def _imported(module: str) -> Any:
     # Nothing that is imported becomes garbage, and looking for it takes a third of the time of the imports.
     gc.disable()
     try:
-        return importlib.import_module(f"ultrasound.commands.{verb}")
+        return importlib.import_module(module)
     finally:
         gc.enable()
 

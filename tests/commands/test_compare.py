@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from tests.conftest import run_in, ultrasound
+from tests.conftest import renewed_results, run_in, ultrasound
 
 MODELS = "[test_resnet, resnet18=none, test_resnet=none]"  # the last is the first again, in a run of its own
 
@@ -59,6 +59,18 @@ def test_the_parent_holds_figure_and_metrics_and_prints_the_table(project, compa
     assert {"test_resnet/macro_f1", "resnet18-none/latency_ms", "probe-test_resnet/macro_auc"} <= set(run.data.metrics)
     lines = [line for line in said.splitlines() if line.startswith(("test_resnet", "resnet18", "probe"))]
     assert len(lines) == 4
+
+
+def test_the_document_says_what_the_comparison_says(project, compared):
+    _, run = compared
+    found = pd.read_csv(client(project).download_artifacts(run.info.run_id, "tables/comparison.csv"))
+    text = renewed_results(project, "compare", run.info.run_id)
+    for _, row in found.iterrows():
+        score = "{:.3f} ({:.3f} to {:.3f})".format(*(row[f"macro_f1{end}"] for end in ("", "_low", "_high")))
+        assert f"| {row['model']} | {score} |" in text
+    assert f"| {found['mcnemar_p'][1]:.3f} |" in text
+    assert "folds: all of 3, 2 epochs each" in text
+    assert (project / "docs/screenshots/compare-score_against_latency.png").stat().st_size > 10_000
 
 
 def test_the_probe_alone_scores_as_in_the_comparison(project, compared):

@@ -15,7 +15,7 @@ import yaml
 from optuna.trial import TrialState
 from safetensors.torch import save_file
 
-from tests.conftest import environment, ultrasound
+from tests.conftest import environment, renewed_results, ultrasound
 from ultrasound.learning import backbone
 
 QUICK = ("--train.epochs", "1", "--tune.folds", "[0, 1]", "--tune.repeats", "1", "--tune.startup_trials", "2")
@@ -197,6 +197,19 @@ def test_what_a_finished_search_leaves(folder):
     assert version.tags["run_id"] == again.info.run_id
     assert "tuned version 1: Champion" in said
     assert len(children(folder, parent.info.run_id, "evaluate")) == 1
+    _the_document_says_the_same(folder, parent, found, scores)
+
+
+def _the_document_says_the_same(folder, parent, found, scores):
+    text = renewed_results(folder, "search", parent.info.run_id)
+    assert f"The best, trial {found.best_trial.number}, had macro-F1 {found.best_value:.3f} out of fold" in text
+    assert f"as it stands {found.trials[0].value:.3f}." in text
+    for name, score in zip(("params.yaml", "best parameters"), scores, strict=True):
+        assert f"| {name} | {score:.3f} |" in text
+    gain = [parent.data.metrics[f"gain/macro_auc{end}"] for end in ("", "_low", "_high")]
+    assert "| AUC, mean of classes | {:+.3f} ({:+.3f} to {:+.3f}) |".format(*gain) in text
+    assert "64 x 64 pixels; folds: [0, 1] of 3, 1 epochs each" in text
+    assert (folder / "docs/screenshots/search-history.png").stat().st_size > 10_000
 
 
 def test_a_finished_study_of_which_more_trials_are_asked_goes_on_in_a_run_of_its_own(folder):

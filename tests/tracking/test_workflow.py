@@ -180,7 +180,7 @@ def test_an_ensemble_of_the_folds_answers_with_their_mean(project: Path, monkeyp
     with torch.inference_mode():
         single = [member(view).softmax(1) for member in model.network.members for view in (batch, batch.flip(-1))]
     assert len(single) == 4
-    np.testing.assert_allclose(model.probabilities(data.images[:5]), torch.stack(single).mean(0), atol=1e-6)
+    np.testing.assert_allclose(model.raw(data.images[:5]), torch.stack(single).mean(0), atol=1e-6)
     served = mlflow.pyfunc.load_model(run.data.tags["model_uri"])
     files = pd.read_csv("build/catalog.csv")["image"][:5]
     answer = served.predict(
@@ -286,7 +286,7 @@ def test_a_model_prepared_otherwise_is_evaluated_with_its_own_preparation(
 
 def test_register_makes_one_version_a_run_and_the_better_one_is_champion(project: Path, trained, registered):
     assert "breast-ultrasound version 1" in registered
-    assert "macro_f1" in registered
+    assert "macro-F1" in registered
     again = mlflow_run(project, "register", f"register.run={trained.info.run_id}").stdout
     assert "version 1" in again
     assert "was champion before" in again

@@ -109,7 +109,7 @@ def by_slice(answers: Answers, slices: Sequence[Slice], resamples: int) -> pd.Da
 
 def as_text(scores: Mapping[str, Interval], labels: Sequence[str]) -> str:
     """The scores as lines to print: those of the whole first, then a table of the single classes."""
-    lines = [f"  {name.replace('_', ' '):<36} {_written(scores[name])}" for name in (*metrics.METRICS, *OPERATING)]
+    lines = [f"  {metrics.title(name):<36} {_written(scores[name])}" for name in (*metrics.METRICS, *OPERATING)]
     width = max(map(len, metrics.CLASS_METRICS)) + 2
     lines.append(" " * 13 + "".join(f"{name:>{width}}" for name in metrics.CLASS_METRICS))
     for label in labels:

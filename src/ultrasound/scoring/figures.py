@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ultrasound.scoring import metrics
 from ultrasound.scoring.intervals import Interval
+
+# Of the classes, as on the pages that the figures stand on (images/report.css).
+CLASS_COLOURS = ("#0068a8", "#b84600", "#00785a", "#8a3f8f", "#7a6200", "#5b5f66")
 
 
 def confusion_matrix(counts: NDArray[np.int64], labels: Sequence[str], title: str) -> Figure:
@@ -48,7 +53,7 @@ def learning_curves(history: Sequence[tuple[Mapping[str, float], Mapping[str, fl
             values = [epoch[side].get(name, np.nan) for epoch in history]
             axes.plot(range(1, len(history) + 1), values, "o-", ms=3, label=label)
         axes.axvline(chosen_epoch, color="grey", ls=":", label="chosen epoch")
-        axes.set(xlabel="epoch", title=name.replace("_", " "))
+        axes.set(xlabel="epoch", title=metrics.title(name))
         if position == 0:
             axes.legend()
     return figure
@@ -65,7 +70,7 @@ def fold_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figur
     for position, (axes, name) in enumerate(zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True)):
         for fold, history in histories.items():
             axes.plot(range(1, len(history) + 1), [epoch[name] for epoch in history], "o-", ms=3, label=fold)
-        axes.set(xlabel="epoch", title=f"validation {name.replace('_', ' ')}")
+        axes.set(xlabel="epoch", title=f"validation {metrics.title(name)}")
         if position == 0:
             axes.legend()
     return figure
@@ -113,7 +118,7 @@ def comparison(
             points = repetitions[protocol][metric]
             axes.plot([position + 0.2] * len(points), points, "o", ms=4, mfc="none", color="grey")
         axes.set_xticks(range(len(scores)), list(scores))
-        axes.set(xlim=(-0.5, len(scores) - 0.3), ylabel=metric.replace("_", " "))
+        axes.set(xlim=(-0.5, len(scores) - 0.3), ylabel=metrics.title(metric))
         axes.set_title(
             f"difference {difference.value:+.3f}\n({difference.low:+.3f} to {difference.high:+.3f})", size=10
         )
@@ -173,8 +178,8 @@ def roc(
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], ":", color="grey")
-    for number, (label, (false, true)) in enumerate(curves.items()):
-        axes.step(false, true, where="post", color=f"C{number}", label=label)
+    for (label, (false, true)), colour in zip(curves.items(), itertools.cycle(CLASS_COLOURS), strict=False):
+        axes.step(false, true, where="post", color=colour, label=label)
     axes.plot(*point, "o", ms=8, mfc="none", color="black", label="operating point")
     axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(loc="lower right")
@@ -192,9 +197,9 @@ def precision_recall(
     """
     figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    for number, (label, (recall, precision)) in enumerate(curves.items()):
-        axes.step(recall, precision, where="post", color=f"C{number}", label=label)
-        axes.axhline(shares[label], ls=":", color=f"C{number}")
+    for (label, (recall, precision)), colour in zip(curves.items(), itertools.cycle(CLASS_COLOURS), strict=False):
+        axes.step(recall, precision, where="post", color=colour, label=label)
+        axes.axhline(shares[label], ls=":", color=colour)
     axes.set(xlabel="recall", ylabel="precision", title=title, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.legend(loc="lower left")
     return figure

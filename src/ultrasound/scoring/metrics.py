@@ -134,6 +134,24 @@ METRICS: dict[str, Metric] = {
     ),
 }  # fmt: skip
 
+TITLES = {
+    "macro_f1": "macro-F1", "mcc": "Matthews correlation", "kappa": "Cohen's kappa",
+    "macro_auc": "AUC, mean of classes",
+    "macro_average_precision": "average precision, mean of classes", "brier": "Brier score",
+    "ece": "expected calibration error", "f1": "F1", "auc": "AUC",
+    "operating_sensitivity": "sensitivity at the operating point",
+    "operating_specificity": "specificity at the operating point",
+    "operating_positive_predictive_value": "positive predictive value there",
+    "operating_negative_predictive_value": "negative predictive value there",
+    "answered_accuracy": "accuracy where it answers",
+}  # fmt: skip
+
+
+def title(name: str) -> str:
+    """A metric's name as people read it."""
+    return TITLES.get(name) or name.replace("_", " ")
+
+
 CLASS_METRICS: dict[str, ClassMetric] = {
     "precision": ClassMetric(
         lambda y, chosen, p: float(sk.precision_score(y, chosen, zero_division=0)),

@@ -64,7 +64,7 @@ def page(
         HTML, all in one.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["score"] = written
+    environment.filters |= {"score": written, "title": metrics.title}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         style=STYLE, notice=NOTICE, title=title, facts=facts, content=content, scores=scores,
         slices=slices.to_dict("records"), metrics=metrics.METRICS, class_metrics=metrics.CLASS_METRICS,

@@ -16,6 +16,7 @@ from ultrasound import NOTICE
 from ultrasound.images import splitting
 from ultrasound.images.prepared import Prepared
 from ultrasound.images.sources import description
+from ultrasound.scoring import metrics
 from ultrasound.scoring.intervals import Interval
 from ultrasound.scoring.report import written
 from ultrasound.tracking import runs
@@ -25,11 +26,6 @@ MAIN = (
     "macro_f1", "balanced_accuracy", "accuracy", "macro_auc", "operating_sensitivity", "operating_specificity", "ece",
     "brier", "abstained", "answered_accuracy",
 )  # fmt: skip
-WORDS = {
-    "macro_f1": "macro-F1", "macro_auc": "AUC, mean of classes", "ece": "expected calibration error",
-    "brier": "Brier score", "operating_sensitivity": "sensitivity at the operating point",
-    "operating_specificity": "specificity at the operating point", "answered_accuracy": "accuracy where it answers",
-}  # fmt: skip
 
 
 def render(
@@ -50,7 +46,7 @@ def render(
         Markdown.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
-    environment.filters["score"] = written
+    environment.filters |= {"score": written, "title": metrics.title}
     environment.filters["of"] = lambda row, key: written(Interval(row[key], row[f"{key}_low"], row[f"{key}_high"]))
     samples = prepared.samples
     excluded = ~samples["split"].isin([splitting.TEST, splitting.DEVELOPMENT])
@@ -59,7 +55,7 @@ def render(
         tags=trained.data.tags, date=_date(trained), members=_members(trained), size=prepared.preparation.size,
         labels=content["labels"], positive=content["operating_point"]["positive"], calibration=content["calibration"],
         description=description(source), content=content, scores=scores, main=MAIN,
-        words=WORDS, slices=slices.to_dict("records"), looks=_looks(content), out_of_fold=_out_of_fold(trained),
+        slices=slices.to_dict("records"), looks=_looks(content), out_of_fold=_out_of_fold(trained),
         counts={
             "development": _counts(samples[samples["split"] == splitting.DEVELOPMENT]),
             "test": _counts(samples[samples["split"] == splitting.TEST]), "excluded": int(excluded.sum()),

@@ -40,17 +40,18 @@ def offer(found: Run, params: Params, data: Prepared, catalog: pd.DataFrame) -> 
     """
     tags = provenance.tags(data)
 
-    def scored(model_uri: str, trained: Run) -> Evaluation:
+    def scored(model_uri: str, trained: Run, name: str) -> Evaluation:
         known = evaluation.known(model_uri, data)
         if known is not None:
             return known
-        with runs.child("evaluate", f"evaluate-{trained.info.run_name}", {}, tags):
+        with runs.child("evaluate", name, {}, tags):
             return evaluation.evaluate(model_uri, data, catalog, params, trained)
 
     def scored_version(version: ModelVersion) -> Evaluation:
-        return scored(registry.model_uri(version), store.get(version.tags["run_id"]))
+        # Runs often have equal names, children of one run must not.
+        return scored(registry.model_uri(version), store.get(version.tags["run_id"]), f"evaluate-{version.version}")
 
-    new = scored(found.data.tags[store.MODEL_TAG], found)
+    new = scored(found.data.tags[store.MODEL_TAG], found, f"evaluate-{found.info.run_name}")
     carried = {key: found.data.tags[key] for key in (*tags, "seed")}
     with signals_wait():
         models.attach(found.data.tags[store.MODEL_TAG], evaluation.card_of(new.run_id))

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import PROJECT, copy_project, run_in, ultrasound
+from tests.conftest import copy_project, renewed_results, run_in, ultrasound
 from ultrasound import NOTICE
 from ultrasound.images import prepared
 from ultrasound.learning import classifier, heat
@@ -152,17 +151,11 @@ def test_the_card_says_the_same_numbers_and_goes_with_the_version(evaluated):
     assert len(client.search_runs(["0"], "tags.evaluated_model LIKE '%'")) == 1
 
 
-def test_the_documents_are_written_from_the_run(evaluated, tmp_path):
+def test_the_documents_are_written_from_the_run(evaluated):
     folder, run, _, _ = evaluated
-    (folder / "docs/screenshots").mkdir(parents=True, exist_ok=True)
-    (folder / "docs/results.md").write_text(
-        "# Results\n\n<!-- numbers: evaluation -->\nold\n<!-- end -->\n\nthe rest\n"
-    )
-    shutil.copytree(PROJECT / "scripts", folder / "scripts", dirs_exist_ok=True)
-    run_in(folder, sys.executable, "scripts/results.py", "evaluation", run.info.run_id)
-    results, card = (folder / "docs/results.md").read_text(), (folder / "MODEL_CARD.md").read_text()
+    results = renewed_results(folder, "evaluation", run.info.run_id)
+    card = (folder / "MODEL_CARD.md").read_text()
     assert card == artifact(evaluated, "model_card.md").read_text()
-    assert "\nold\n" not in results and results.endswith("<!-- end -->\n\nthe rest\n")
     score = re.compile(r"\| macro-F1 \| (.*) \|")
     assert score.search(results)[1] == score.search(card)[1]
     refused = run_in(folder, sys.executable, "scripts/results.py", "compare", run.info.run_id, expect=1)
