@@ -44,6 +44,9 @@ bench: setup  ## measure training, preparation and start-up, beside the machine'
 bench-search: setup  ## measure the search: overhead of a trial, and what stopping trials early saves
 	$(RUN) python scripts/bench_search.py overhead && python scripts/bench_search.py pruning
 
+bench-evaluation: setup  ## measure the evaluation of all images with the newest model, heat maps and report included
+	$(RUN) python scripts/bench_evaluation.py
+
 bench-duplicates: setup  ## measure the near-duplicate search: recall by kind of copy, and time by number of images
 	$(RUN) python scripts/bench_duplicates.py copies && python scripts/bench_duplicates.py audit
 
@@ -57,4 +60,4 @@ ui: setup  ## start the MLflow UI on http://127.0.0.1:5000
 serve: setup  ## serve the champion on http://127.0.0.1:5001
 	$(RUN) mlflow models serve -m models:/breast-ultrasound@champion --env-manager local -p 5001
 
-.PHONY: help setup demo test lint lock data-card recipes bench bench-search bench-duplicates doctor ui serve
+.PHONY: help setup demo test lint lock data-card recipes bench bench-search bench-evaluation bench-duplicates doctor ui serve

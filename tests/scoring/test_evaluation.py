@@ -13,7 +13,7 @@ LABELS = ("benign", "malignant", "normal")
 def answers():
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 3, 60)
-    probabilities = rng.dirichlet([1, 1, 1], 60) + np.eye(3)[targets]
+    probabilities = rng.dirichlet([1, 1, 1], 60) + 0.5 * np.eye(3)[targets]
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     sets = probabilities >= 0.3
     return Answers(targets, probabilities, LABELS, 1, probabilities[:, 1] >= 0.25, sets, np.arange(60) // 2)
@@ -33,10 +33,11 @@ def test_scores_of_operating_point_and_sets_by_hand(answers):
     right = answers.probabilities.argmax(axis=1) == answers.targets
     assert scores["answered_accuracy"].value == pytest.approx(np.mean(right[single]))
     assert scores["set_size"].value == pytest.approx(answers.sets.sum() / 60)
-    assert all(score.low <= score.value <= score.high for score in scores.values())
+    assert np.isnan(scores["ece"].low) and str(scores["ece"]) == f"{scores['ece'].value:.3f}"
+    assert all(score.low <= score.value <= score.high for name, score in scores.items() if name != "ece")
     assert scores == evaluation.scores(evaluation.statistics(answers), answers.groups, 200)  # the same every time
     text = evaluation.as_text(scores, LABELS)
-    assert f"{scores['macro_f1'].value:.3f}" in text and "operating sensitivity" in text
+    assert f"{scores['macro_f1'].value:.3f}" in text and "sensitivity at the operating point" in text
 
 
 def test_heat_maps_are_scored_on_the_images_that_have_a_lesion(answers):
@@ -45,7 +46,7 @@ def test_heat_maps_are_scored_on_the_images_that_have_a_lesion(answers):
     maps = np.zeros((60, 8, 8), dtype=np.float32)
     maps[:20, 3, 3] = 1
     maps[20:, 0, 0] = 1
-    found = evaluation.statistics(answers, agreement.agreement(maps, masks))
+    found = evaluation.statistics(answers, agreement.agreement(maps, maps, masks))
     scores = evaluation.scores(found, answers.groups, 200)
     assert scores["peak_in_lesion_all"].value == scores["heat_in_lesion_all"].value == 0.5
     assert scores["lesion_area_all"].value == pytest.approx(9 / 64)
@@ -89,6 +90,7 @@ def test_images_are_told_apart_by_flags_sizes_duplicates_and_lesions():
 
 def test_the_surest_errors_and_hits_come_first(answers):
     wrong = gallery.surest(answers, right=False, number=100)
+    assert 5 < len(wrong) < 55
     assert set(wrong) == set(np.flatnonzero(~answers.right))
     certainty = answers.probabilities.max(axis=1)
     assert (np.diff(certainty[wrong]) <= 0).all()

@@ -106,7 +106,7 @@ def scans(count, rng):
 
 
 def test_groups_cover_the_truth_where_single_images_are_too_certain():
-    """Of 500 test sets of 119 groups, as many as BUSI's has; the truth of a metric is its value on 60,000 groups.
+    """Of 500 test sets of 112 groups, as many as BUSI's has; the truth of a metric is its value on 60,000 groups.
 
     Of the malignant images alone there are some 32 groups, and an AUC near 1 is skewed: their intervals are too narrow.
     """
@@ -121,7 +121,7 @@ def test_groups_cover_the_truth_where_single_images_are_too_certain():
     truth = metrics.score(targets, answers, LABELS)
     covered = dict.fromkeys(((name, by) for name in expected for by in ("groups", "images", "percentiles")), 0)
     for trial in range(500):
-        targets, answers, group = scans(119, rng)
+        targets, answers, group = scans(112, rng)
         every = intervals.all_of(targets, answers, LABELS)
         for by, units, resamples in (("groups", group, 1000), ("images", np.arange(len(group)), 200)):
             found = intervals.bootstrap({name: every[name] for name in expected}, units, resamples, trial)

@@ -51,10 +51,15 @@ def test_the_gain_is_paired_by_image_whatever_the_order_of_the_tables():
     found = gate.difference(challenger, champion.sample(frac=1, random_state=0), 500)
     assert found.value > 0.05
     assert found.high - found.low < 0.2  # unpaired it would be twice as wide
-    with pytest.raises(ValueError, match="other images"):
-        gate.difference(
-            challenger, champion.assign(label=champion["label"].sample(frac=1, random_state=1).to_numpy()), 100
-        )
+    labels = champion["label"].sample(frac=1, random_state=1).to_numpy()
+    for others in (
+        champion.assign(label=labels),
+        champion[1:],
+        champion.assign(image_id=lambda t: t["image_id"] + "b"),
+    ):
+        for one, other in ((challenger, others), (others, challenger)):
+            with pytest.raises(ValueError, match="other images"):
+                gate.difference(one, other, 100)
 
 
 def answers(right, seed, count=150):
@@ -170,11 +175,13 @@ def test_a_version_without_a_value_a_worse_one_and_one_of_other_data(store: Path
     name = named("refused")
     first = candidate(name, answers(0.8, 0))
     assert decide(first).promoted
-    for changes, share, reason in (
-        ({"macro_auc": float("nan")}, 0.9, "No value for macro_auc"),
-        ({}, 0.7, "No better"),
+    older = TAGS | {"data_digest": "older"}
+    for changes, share, tags, reason in (
+        ({"macro_auc": float("nan")}, 0.9, TAGS, "No value for macro_auc"),
+        ({}, 0.7, TAGS, "No better"),
+        ({}, 0.9, older, "trained on other data or another split than today's"),
     ):
-        version = candidate(name, answers(share, 0), changes)
+        version = candidate(name, answers(share, 0), changes, tags)
         verdict = decide(version)
         assert not verdict.promoted and reason in verdict.reason
         assert champion(name) == int(first.version)
@@ -182,14 +189,16 @@ def test_a_version_without_a_value_a_worse_one_and_one_of_other_data(store: Path
     better = candidate(name, answers(0.9, 0))
     assert decide(better).promoted
     assert aliases(name) == {"champion": int(better.version), "challenger": int(version.version)}
+    verdict = mlflow.MlflowClient().get_model_version(name, better.version).tags["verdict"]
     assert "was champion before" in decide(better).reason
-    assert len(registry.events(name)) == 4  # nothing has changed the last time
+    assert mlflow.MlflowClient().get_model_version(name, better.version).tags["verdict"] == verdict
+    assert len(registry.events(name)) == 5  # nothing has changed the last time
 
 
 def test_a_champion_of_other_data_is_judged_on_todays_images_and_the_verdict_says_so(store: Path):
     name = named("moved")
     old = candidate(name, answers(0.8, 0), tags={"data_digest": "older", "split_digest": "s"})
-    assert decide(old).promoted
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", old.version)  # when its data was today's
     verdict = decide(candidate(name, answers(0.7, 0)))
     assert not verdict.promoted and "may have learnt from these images" in verdict.reason
     assert decide(candidate(name, answers(0.85, 0))).promoted
@@ -213,6 +222,62 @@ def test_rolling_back_goes_from_champion_to_champion_and_is_recorded(store: Path
         ("rolled back", "2", "3"), ("rolled back", "1", "2"), ("promoted", "2", "1"),
     ]  # fmt: skip
     assert json.dumps(events)
+    said = {number: mlflow.MlflowClient().get_model_version(name, number).tags["verdict"] for number in ("2", "3")}
+    assert said["2"].startswith("Champion: ") and said["3"].startswith("Champion no more: Rolled back")
+
+
+def test_a_challenger_that_is_rolled_back_to_is_no_challenger(store: Path):
+    name = named("no-challenger")
+    first, second = (candidate(name, answers(share, 0)) for share in (0.6, 0.7))
+    assert decide(first).promoted and decide(second).promoted
+    assert not decide(first).promoted
+    assert aliases(name) == {"champion": 2, "challenger": 1}
+    assert int(registry.roll_back(name).version) == 1
+    assert aliases(name) == {"champion": 1}
+
+
+class GoneError(Exception):
+    pass
+
+
+def broken(monkeypatch, method):
+    """The store is gone when this is called."""
+
+    def gone(*arguments):
+        raise GoneError
+
+    monkeypatch.setattr(mlflow.MlflowClient, method, gone)
+
+
+@pytest.mark.parametrize("method", ["set_registered_model_alias", "log_dict", "delete_registered_model_alias"])
+def test_a_promotion_that_dies_halfway_is_made_whole_by_the_next(store: Path, monkeypatch, method):
+    name = named(f"halfway-{method}")
+    first, second = (candidate(name, answers(share, 0), {"ece": ece}) for share, ece in ((0.6, 0.05), (0.7, 0.05)))
+    refused = candidate(name, answers(0.8, 0), {"ece": 0.9})
+    assert decide(first).promoted and not decide(refused).promoted
+    mlflow.MlflowClient().set_registered_model_alias(name, "challenger", second.version)
+    with monkeypatch.context() as patched:
+        broken(patched, method)
+        with pytest.raises(GoneError):
+            decide(second)
+    decide(second)
+    assert aliases(name) == {"champion": 2}
+    stood = [event["version"] for event in registry.events(name) if event["kind"] != "refused"]
+    assert stood[0] == "1" and stood[-1] == "2"
+    assert int(registry.roll_back(name).version) == 1
+
+
+@pytest.mark.parametrize("method", ["set_registered_model_alias", "log_dict"])
+def test_a_way_back_that_dies_halfway_is_gone_again_and_no_further(store: Path, monkeypatch, method):
+    name = named(f"halfway-back-{method}")
+    for share in (0.6, 0.7, 0.8):
+        assert decide(candidate(name, answers(share, 0))).promoted
+    with monkeypatch.context() as patched:
+        broken(patched, method)
+        with pytest.raises(GoneError):
+            registry.roll_back(name)
+    assert int(registry.roll_back(name).version) == 2
+    assert aliases(name) == {"champion": 2}
 
 
 def test_after_the_alias_was_moved_by_hand_rolling_back_returns_to_the_last_champion(store: Path):
@@ -224,3 +289,11 @@ def test_after_the_alias_was_moved_by_hand_rolling_back_returns_to_the_last_cham
     mlflow.MlflowClient().set_registered_model_alias(name, "champion", third.version)
     assert int(registry.roll_back(name).version) == int(version.version)
     assert champion(name) == 2
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", third.version)
+    assert registry.roll_back(name).version == version.version
+    fourth = candidate(name, answers(0.8, 0))
+    assert decide(fourth).promoted
+    mlflow.MlflowClient().set_registered_model_alias(name, "champion", version.version)  # back, by hand
+    assert int(registry.roll_back(name).version) == 1
+    found = [event["version"] for event in registry.events(name) if event["kind"] == "found"]
+    assert found == ["3", "3", "2"]

@@ -75,9 +75,14 @@ def statistics(answers: Answers, agreement: Agreement | None = None) -> dict[str
 
 
 def scores(statistics: dict[str, Statistic], groups: NDArray[np.int64], resamples: int) -> dict[str, Interval]:
-    """Each statistic with its 95 % interval, all from the same resamples of groups; deterministic."""
+    """Each statistic with its 95 % interval, all from the same resamples of groups; deterministic.
+
+    The expected calibration error has no interval: gaps add up whichever way they go, so that resamples of any
+    predictions look worse calibrated than the predictions are.
+    """
     drawn = intervals.bootstrap(statistics, groups, resamples, SEED)
-    return {name: intervals.interval(found) for name, found in drawn.items()}
+    found = {name: intervals.interval(each) for name, each in drawn.items()}
+    return {name: Interval(each.value, np.nan, np.nan) if name == "ece" else each for name, each in found.items()}
 
 
 def by_slice(answers: Answers, slices: Sequence[Slice], resamples: int) -> pd.DataFrame:
@@ -109,17 +114,13 @@ def by_slice(answers: Answers, slices: Sequence[Slice], resamples: int) -> pd.Da
 
 def as_text(scores: Mapping[str, Interval], labels: Sequence[str]) -> str:
     """The scores as lines to print: those of the whole first, then a table of the single classes."""
-    lines = [f"  {metrics.title(name):<36} {_written(scores[name])}" for name in (*metrics.METRICS, *OPERATING)]
+    lines = [f"  {metrics.title(name):<36} {scores[name]}" for name in (*metrics.METRICS, *OPERATING)]
     width = max(map(len, metrics.CLASS_METRICS)) + 2
     lines.append(" " * 13 + "".join(f"{name:>{width}}" for name in metrics.CLASS_METRICS))
     for label in labels:
         row = [scores[f"{name}_{label}"].value for name in metrics.CLASS_METRICS]
         lines.append(f"  {label:<11}" + "".join(f"{value:>{width}.3f}" for value in row))
     return "\n".join(lines)
-
-
-def _written(score: Interval) -> str:
-    return "{:.3f} ({:.3f} to {:.3f})".format(*score)
 
 
 def _explained(answers: Answers, agreement: Agreement) -> dict[str, Statistic]:

@@ -31,11 +31,17 @@ BLOCK = 500  # resamples at once: bounds the memory
 
 
 class Interval(NamedTuple):
-    """A score with the ends of its 95 % interval."""
+    """A score with the ends of its 95 % interval; NaN where it has none."""
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        """As people read it; a score that is the same in all resamples has no interval worth showing."""
+        if self.value != self.value:
+            return "undefined"
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})" if self.low < self.high else f"{self.value:.3f}"
 
 
 @dataclasses.dataclass(frozen=True)

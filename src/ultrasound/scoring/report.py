@@ -64,7 +64,7 @@ def page(
         HTML, all in one.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": written, "title": metrics.title}
+    environment.filters |= {"score": str, "title": metrics.title}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         style=STYLE, notice=NOTICE, title=title, facts=facts, content=content, scores=scores,
         slices=slices.to_dict("records"), metrics=metrics.METRICS, class_metrics=metrics.CLASS_METRICS,
@@ -73,14 +73,6 @@ def page(
                    for name, found in galleries.items()},
         Interval=Interval,
     )  # fmt: skip
-
-
-def written(score: Interval) -> str:
-    """A score with its interval, as people read it."""
-    value, low, high = score
-    if value != value:
-        return "undefined"
-    return f"{value:.3f} ({low:.3f} to {high:.3f})" if low == low else f"{value:.3f}"
 
 
 def _png(figure: Figure | bytes) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ from ultrasound.images.prepared import Prepared
 from ultrasound.images.sources import description
 from ultrasound.scoring import metrics
 from ultrasound.scoring.intervals import Interval
-from ultrasound.scoring.report import written
 from ultrasound.tracking import runs
 
 TEMPLATE = Path(__file__).with_suffix(".md")
@@ -46,14 +46,14 @@ def render(
         Markdown.
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
-    environment.filters |= {"score": written, "title": metrics.title}
-    environment.filters["of"] = lambda row, key: written(Interval(row[key], row[f"{key}_low"], row[f"{key}_high"]))
+    environment.filters |= {"score": str, "title": metrics.title}
+    environment.filters["of"] = lambda row, key: str(Interval(row[key], row[f"{key}_low"], row[f"{key}_high"]))
     samples = prepared.samples
     excluded = ~samples["split"].isin([splitting.TEST, splitting.DEVELOPMENT])
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name, notice=NOTICE, trained=trained, evaluated=runs.active_id(), params=trained.data.params,
         tags=trained.data.tags, date=_date(trained), members=_members(trained), size=prepared.preparation.size,
-        labels=content["labels"], positive=content["operating_point"]["positive"], calibration=content["calibration"],
+        labels=content["labels"], positive=content["calibration"]["positive"], calibration=content["calibration"],
         description=description(source), content=content, scores=scores, main=MAIN,
         slices=slices.to_dict("records"), looks=_looks(content), out_of_fold=_out_of_fold(trained),
         counts={
@@ -83,10 +83,10 @@ def _date(trained: Run) -> str:
 
 def _looks(content: Mapping[str, Any]) -> int:
     """How many evaluations have looked at the same test set."""
+    on = " AND ".join(f"tags.{key} = '{digest}'" for key, digest in content["evaluated_on"].items())
     found = mlflow.search_runs(
-        filter_string=f"tags.evaluated_model LIKE '%' AND tags.data_digest = '{content['data_digest']}' "
-        f"AND tags.split_digest = '{content['split_digest']}'", search_all_experiments=True, output_format="list",
-    )  # fmt: skip
+        filter_string=f"tags.evaluated_model LIKE '%' AND {on}", search_all_experiments=True, output_format="list"
+    )
     return len(found) + 1  # this one carries its tag when it has ended
 
 
@@ -94,4 +94,4 @@ def _out_of_fold(trained: Run) -> str:
     values = trained.data.metrics
     if "out_of_fold/macro_f1" not in values:
         return ""
-    return written(Interval(*(values[f"out_of_fold/macro_f1{end}"] for end in ("", "_low", "_high"))))
+    return str(Interval(*(values.get(f"out_of_fold/macro_f1{end}", math.nan) for end in ("", "_low", "_high"))))

@@ -55,7 +55,7 @@ def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, params: 
     rows = prepared.rows(splitting.TEST)
     runs.log_dataset(prepared, rows, "locked", "test")
     tested = testing.test(models.load(model_uri), prepared, rows, catalog, params.evaluate)
-    content = reporting.content(tested, model_uri, prepared)
+    content = reporting.content(tested, model_uri, prepared, trained)
     reporting.log(tested, content, trained, params.evaluate.gallery)
     name, source = params.register_.name, params.data.source
     runs.log_text(card.render(name, source, prepared, trained, content, tested.scores, tested.by_slice), CARD)
@@ -74,6 +74,8 @@ def known(model_uri: str, prepared: Prepared) -> Evaluation | None:
         return None
     run_id = found[0].info.run_id
     content = mlflow.artifacts.load_dict(f"runs:/{run_id}/{reporting.REPORT}.json")
+    if "scores" not in content:
+        return None  # of an older version of this project
     scores = {
         name: Interval(*(math.nan if end is None else end for end in ends)) for name, ends in content["scores"].items()
     }

@@ -43,7 +43,7 @@ def explain(
         groups: (n,) group of near-duplicates of each image.
     """
     raw, maps = heat.explain(model.network, images)
-    found = agreement.agreement(heat.enlarged(maps, images.shape[1]), masks)
+    found = agreement.agreement(maps, heat.enlarged(maps, images.shape[1]), masks)
     return raw, Explained(maps, found, _sanity(model, images, groups, resamples))
 
 
@@ -58,7 +58,7 @@ def _sanity(model: Classifier, images: Pixels, groups: NDArray[np.int64], resamp
     network = model.network.members[0]
     assert isinstance(network, Network)
     raw, trained = heat.explain(Ensemble([network], flip=False), some)
-    compared = {"other_images": np.roll(trained, 1, axis=0)}
+    compared = {"other_images": trained[_others(groups[chosen])]}
     for parts in ("head", "all"):
         other = Ensemble([heat.randomised(network, some, parts, SEED)], flip=False)
         _, compared[f"random_{parts}"] = heat.explain(other, some, raw.argmax(1), title=f"random weights, {parts}")
@@ -68,3 +68,12 @@ def _sanity(model: Classifier, images: Pixels, groups: NDArray[np.int64], resamp
         statistic = {name: lambda weights, alike=alike: weighted.mean(alike, weights)}
         found[name] = intervals.interval(intervals.bootstrap(statistic, groups[chosen], resamples, SEED)[name])
     return found
+
+
+def _others(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each image one of another group, as far as there are any."""
+    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.argsort(group, kind="stable")
+    partner = np.empty_like(order)
+    partner[order] = np.roll(order, sizes.max())
+    return partner

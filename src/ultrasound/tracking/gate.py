@@ -48,8 +48,9 @@ def difference(challenger: pd.DataFrame, champion: pd.DataFrame, resamples: int)
     Raises:
         ValueError: they are of other images.
     """
-    champion = champion.set_index("image_id").loc[challenger["image_id"]].reset_index()
-    if len(champion) != len(challenger) or (champion["label"] != challenger["label"]).any():
+    given = len(champion)
+    champion = champion.set_index("image_id").reindex(challenger["image_id"]).reset_index()
+    if len(champion) != given or (champion["label"] != challenger["label"]).any():
         raise ValueError("the two evaluations are of other images")
     columns = [column for column in map(str, challenger) if column.startswith("p_")]
     labels = [column.removeprefix("p_") for column in columns]

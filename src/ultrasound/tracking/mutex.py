@@ -1,4 +1,4 @@
-"""One at a time, over processes and machines: what is decided about a study is decided under its database's lock.
+"""One at a time, over processes and machines: what is decided about a study or a registry, under its database's lock.
 
 The lock ends with the process that holds it: the system gives back a locked file, PostgreSQL the lock of a connection
 that is gone, within a minute and a half where its machine has lost power or network.
@@ -25,7 +25,7 @@ def _connected(engine: sqlalchemy.Engine, url: sqlalchemy.URL) -> sqlalchemy.Con
         return engine.connect()
     except sqlalchemy.exc.OperationalError as error:
         reason = str(error.orig).strip().splitlines()[0]
-        raise InputError(f"the study's database {url.render_as_string()} does not answer: {reason}") from None
+        raise InputError(f"the database {url.render_as_string()} does not answer: {reason}") from None
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pandas as pd
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from ultrasound.errors import signals_wait
+from ultrasound.errors import InputError, signals_wait
 from ultrasound.images.prepared import Prepared
 from ultrasound.sections import Params, Register
 from ultrasound.tracking import evaluation, gate, models, provenance, registry, runs, store
@@ -48,12 +48,19 @@ def offer(found: Run, params: Params, data: Prepared, catalog: pd.DataFrame) -> 
             return evaluation.evaluate(model_uri, data, catalog, params, trained)
 
     def scored_version(version: ModelVersion) -> Evaluation:
-        # Runs often have equal names, children of one run must not.
-        return scored(registry.model_uri(version), store.get(version.tags["run_id"]), f"evaluate-{version.version}")
+        try:
+            trained = store.get(version.tags.get("run_id") or version.run_id)
+            # Runs often have equal names, children of one run must not.
+            return scored(registry.model_uri(version), trained, f"evaluate-{version.version}")
+        except InputError as error:
+            raise InputError(
+                f"the champion, version {version.version} of {version.name}, cannot be evaluated on today's test set: "
+                f"{error}; move or delete the alias {registry.CHAMPION} in the MLflow UI, then register again"
+            ) from None
 
     new = scored(found.data.tags[store.MODEL_TAG], found, f"evaluate-{found.info.run_name}")
     carried = {key: found.data.tags[key] for key in (*tags, "seed")}
-    with signals_wait():
+    with registry.locked(), signals_wait():
         models.attach(found.data.tags[store.MODEL_TAG], evaluation.card_of(new.run_id))
         version = registry.version_of(found, params.register_.name, {**carried, "evaluation_run": new.run_id})
         standing = registry.champion(params.register_.name)
@@ -77,7 +84,10 @@ def decide(
     """
     with registry.locked(), signals_wait():
         before = registry.champion(version.name)
-        if before is None:
+        if not registry.is_comparable(version, tags):
+            reason = "It was trained on other data or another split than today's and may have learnt from these images."
+            verdict = Verdict(False, (reason,), {})
+        elif before is None:
             verdict = gate.judge(scored.metrics, rules, "", None)
         elif str(before.version) == str(version.version):
             verdict = Verdict(True, ("It was champion before.",), {})

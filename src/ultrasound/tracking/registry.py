@@ -1,7 +1,9 @@
 """The model registry: versions of one registered model, which of them is champion, and the record of every change.
 
 Who moves the alias holds the registry's lock and reads the champion again inside it. Every decision is an event, a file
-of its own among the artifacts of one run, `registry-NAME`: nothing is ever written over.
+of its own among the artifacts of one run, `registry-NAME`: nothing is ever written over. An event is recorded before
+its alias moves; where a process died between the two, or somebody moved the alias by hand, the next decision records
+first which version it found there.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import json
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +26,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from ultrasound import NOTICE
-from ultrasound.errors import InputError
+from ultrasound.errors import InputError, signals_wait
 from ultrasound.tracking import mutex
 from ultrasound.tracking.gate import Verdict
 from ultrasound.tracking.provenance import DIGESTS
@@ -31,7 +34,7 @@ from ultrasound.tracking.store import MODEL_TAG
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 EVENTS = "events"
-PROMOTED, REFUSED, ROLLED_BACK = "promoted", "refused", "rolled back"
+PROMOTED, REFUSED, ROLLED_BACK, FOUND = "promoted", "refused", "rolled back", "found"
 LOG_TAG = "registry_of"
 
 
@@ -75,64 +78,56 @@ def locked() -> Iterator[None]:
         with mutex.held(address):
             yield
         return
-    name = f"ultrasound-{hashlib.sha256(address.encode()).hexdigest()[:16]}.lock"
-    with Path(tempfile.gettempdir(), name).open("w") as file:
+    path = Path(tempfile.gettempdir(), f"ultrasound-{hashlib.sha256(address.encode()).hexdigest()[:16]}.lock")
+    if not path.exists():
+        path.touch()
+    with path.open() as file:  # it may be another user's, who cannot be written to, but waited for
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def settle(version: ModelVersion, verdict: Verdict, before: ModelVersion | None) -> None:
-    """Write a verdict to a version, move the aliases by it, and record it; the caller holds the lock.
+    """Write a verdict to a version, record it, and move the aliases by it; the caller holds the lock.
 
     Args:
         before: the champion so far.
     """
     client, name, number = mlflow.MlflowClient(), version.name, version.version
-    is_new = before is None or str(before.version) != str(number)
-    for key, value in {
-        "verdict": verdict.reason,
-        "decided_at": _now(),
-        "decided_by": _who(),
-        **{f"test_{figure}": f"{value:.4f}" for figure, value in verdict.figures.items()},
-    }.items():
-        client.set_model_version_tag(name, number, key, value)
-    client.update_model_version(name, number, description=f"{verdict.reason}\n\n{NOTICE}")
-    if verdict.promoted and is_new:
-        client.set_registered_model_alias(name, CHAMPION, number)
+    _record_what_stands(name, before)
+    if before is not None and str(before.version) == str(number):
         _forget_challenger(name, number)
-    elif is_new:
-        client.set_registered_model_alias(name, CHALLENGER, number)
-    if is_new:
-        _record(name, PROMOTED if verdict.promoted else REFUSED, number, before and before.version, verdict)
+        return
+    for figure, value in verdict.figures.items():
+        client.set_model_version_tag(name, number, f"test_{figure}", f"{value:.4f}")
+    _write(version, verdict.reason)
+    _record(name, PROMOTED if verdict.promoted else REFUSED, number, before and before.version, verdict)
+    client.set_registered_model_alias(name, CHAMPION if verdict.promoted else CHALLENGER, number)
+    if verdict.promoted:
+        _forget_challenger(name, number)
 
 
 def roll_back(name: str) -> ModelVersion:
-    """Give the alias back to the champion before this one, with the lock held; the one from before that, the next time.
+    """Give the alias back to the champion before this one; the next time, to the one before that.
 
     Raises:
         InputError: there is no champion, or none before it.
     """
-    with locked():
+    with locked(), signals_wait():
         now = champion(name)
         if now is None:
             raise InputError(f"{name} has no champion in {mlflow.get_registry_uri()}")
-        stood: list[str] = []
-        for event in events(name):
-            if event["kind"] == PROMOTED:
-                stood.append(event["version"])
-            elif event["kind"] == ROLLED_BACK:
-                stood.pop()
-        if stood and stood[-1] == str(now.version):
-            stood.pop()
-        if not stood:
+        _record_what_stands(name, now)
+        stood = _stood(name)
+        if len(stood) < 2:
             raise InputError(f"{name}: no version was champion before version {now.version}")
         client = mlflow.MlflowClient()
-        former = client.get_model_version(name, stood[-1])
+        former = client.get_model_version(name, stood[-2])
+        reason = f"Rolled back from version {now.version} to version {former.version} by {_who()}."
+        _write(now, f"Champion no more: {reason}")
+        _write(former, f"Champion: {reason}")
+        _record(name, ROLLED_BACK, former.version, now.version, Verdict(True, (reason,), {}))
         client.set_registered_model_alias(name, CHAMPION, former.version)
-        reason = f"Rolled back from version {now.version} by {_who()}."
-        verdict = Verdict(True, (reason,), {})
-        client.set_model_version_tag(name, now.version, "verdict", f"Champion no more: {reason}")
-        _record(name, ROLLED_BACK, former.version, now.version, verdict)
+        _forget_challenger(name, former.version)
     return former
 
 
@@ -143,6 +138,33 @@ def events(name: str) -> list[dict[str, Any]]:
         return []
     folder = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{EVENTS}"))
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+
+
+def _stood(name: str) -> list[str]:
+    """The champion, by the events, behind those that a way back leads to."""
+    stood: list[str] = []
+    for event in events(name):
+        version = event["version"]
+        if event["kind"] == PROMOTED or (event["kind"] == FOUND and version not in stood):
+            stood.append(version)
+        elif event["kind"] in (ROLLED_BACK, FOUND):
+            del stood[stood.index(version) + 1 :]
+    return stood
+
+
+def _record_what_stands(name: str, now: ModelVersion | None) -> None:
+    """Record a champion that no event has made."""
+    stood = _stood(name)
+    if now is not None and stood[-1:] != [str(now.version)]:
+        reason = "The alias was moved by hand, or whoever decided died before moving it."
+        _record(name, FOUND, now.version, stood[-1] if stood else None, Verdict(True, (reason,), {}))
+
+
+def _write(version: ModelVersion, reason: str) -> None:
+    client, name, number = mlflow.MlflowClient(), version.name, version.version
+    for key, value in {"verdict": reason, "decided_at": _now(), "decided_by": _who()}.items():
+        client.set_model_version_tag(name, number, key, value)
+    client.update_model_version(name, number, description=f"{reason}\n\n{NOTICE}")
 
 
 def _record(name: str, kind: str, version: str, former: str | None, verdict: Verdict) -> None:
@@ -156,7 +178,8 @@ def _record(name: str, kind: str, version: str, former: str | None, verdict: Ver
         "version": str(version), "former": str(former) if former else None, "reason": verdict.reason,
         "figures": verdict.figures,
     }  # fmt: skip
-    client.log_dict(run.info.run_id, event, f"{EVENTS}/{number:06d}.json")
+    # Over HTTP two machines may count to the same number: no file is another's.
+    client.log_dict(run.info.run_id, event, f"{EVENTS}/{number:06d}-{uuid.uuid4().hex[:8]}.json")
 
 
 def _log_of(name: str) -> Run | None:

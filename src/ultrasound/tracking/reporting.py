@@ -19,11 +19,11 @@ from ultrasound.images.prepared import Prepared
 from ultrasound.learning import heat
 from ultrasound.scoring import calibration, figures, gallery, metrics, report
 from ultrasound.scoring.report import Shown
-from ultrasound.tracking import models, runs
+from ultrasound.tracking import calibrating, models, runs
+from ultrasound.tracking.provenance import DIGESTS
 from ultrasound.tracking.testing import Tested
 
 REPORT = "evaluation"
-BEFORE_AFTER = ("log_loss", "brier", "ece")
 THRESHOLDS = np.linspace(0.01, 0.6, 60)  # of the decision curve
 CURVES = ("learning_curves", "fold_curves")  # of the training run
 
@@ -36,11 +36,9 @@ def log(tested: Tested, content: Mapping[str, Any], trained: Run, shown: int) ->
         trained: the run that trained the model.
         shown: images in each gallery.
     """
-    for ending in ("", "low", "high"):
-        runs.log_metrics(
-            {f"{name}_{ending}" if ending else name: getattr(score, ending or "value")
-             for name, score in tested.scores.items()}, "test",
-        )  # fmt: skip
+    ends = {f"{name}_{end}": getattr(score, end) for name, score in tested.scores.items() for end in ("low", "high")}
+    known = {name: end for name, end in ends.items() if end == end}  # a score may have no interval
+    runs.log_metrics({name: score.value for name, score in tested.scores.items()} | known, "test")
     runs.log_metrics(content["uncalibrated"], "test_uncalibrated")
     drawn = _figures(tested)
     for name, figure in drawn.items():
@@ -61,26 +59,28 @@ def log(tested: Tested, content: Mapping[str, Any], trained: Run, shown: int) ->
     )  # fmt: skip
 
 
-def content(tested: Tested, model_uri: str, prepared: Prepared) -> dict[str, Any]:
-    """What evaluation.json holds: scores, counts, calibration, and what names model and data."""
+def content(tested: Tested, model_uri: str, prepared: Prepared, trained: Run) -> dict[str, Any]:
+    """What evaluation.json holds: scores, counts, calibration, and what names model and data.
+
+    Args:
+        trained: the run that trained the model.
+    """
     answers, explained = tested.answers, tested.explained
     return {
         "model_uri": model_uri,
         "images": len(answers.targets),
         "groups": len(np.unique(answers.groups)),
         "labels": list(answers.labels),
-        "data_digest": prepared.data_digest,
-        "split_digest": prepared.split_digest,
+        "trained_on": {key: trained.data.tags.get(key, "unknown") for key in DIGESTS},
+        "evaluated_on": {"data_digest": prepared.data_digest, "split_digest": prepared.split_digest},
         "resamples": tested.resamples,
         "scores": {name: [None if end != end else end for end in score] for name, score in tested.scores.items()},
-        "uncalibrated": {name: metrics.METRICS[name].of(answers.targets, tested.raw) for name in BEFORE_AFTER},
+        "uncalibrated": {
+            name: metrics.METRICS[name].of(answers.targets, tested.raw) for name in calibrating.BEFORE_AFTER
+        },
         "confusion": tested.confusion.tolist(),
         "calibration": dataclasses.asdict(tested.calibration),
-        "operating_point": {
-            "positive": tested.calibration.positive,
-            "threshold": tested.calibration.threshold,
-            "prevalence": float(answers.is_positive.mean()),
-        },
+        "prevalence": float(answers.is_positive.mean()),
         "explanation": {
             "lesions": int((explained.agreement.area > 0).sum()),
             "without_heat": int((explained.maps.sum(axis=(1, 2)) == 0).sum()),
@@ -91,7 +91,8 @@ def content(tested: Tested, model_uri: str, prepared: Prepared) -> dict[str, Any
 
 
 def _facts(content: Mapping[str, Any], trained: Run) -> dict[str, str]:
-    named = {"trained in run": trained.info.run_id, "data": content["data_digest"], "split": content["split_digest"]}
+    named = {"trained in run": trained.info.run_id, "data": content["evaluated_on"]["data_digest"],
+             "split": content["evaluated_on"]["split_digest"]}  # fmt: skip
     return named | {"code": trained.data.tags.get("git_commit", "none")[:12]}
 
 

@@ -26,10 +26,7 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
         InputError: there is no such run, it has no model, or it does not carry the tags.
     """
     if which not in ("best", "latest"):
-        try:
-            found = mlflow.get_run(which)
-        except mlflow.MlflowException:
-            raise InputError(f"run {which!r} does not exist in {mlflow.get_tracking_uri()}") from None
+        found = get(which)
         if MODEL_TAG not in found.data.tags:
             raise InputError(f"run {which} has no model: it is no finished run of train or of a trial")
         if any(found.data.tags.get(name) != value for name, value in tags.items()):
@@ -51,8 +48,15 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
 
 
 def get(run_id: str) -> Run:
-    """The run of an id."""
-    return mlflow.get_run(run_id)
+    """The run of an id.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return mlflow.get_run(run_id)
+    except mlflow.MlflowException:
+        raise InputError(f"run {run_id!r} does not exist in {mlflow.get_tracking_uri()}") from None
 
 
 def answers() -> tuple[bool, str]:
