@@ -1,6 +1,7 @@
 """What `evaluate` says of a network that has learnt phantoms at full size: scores, sets, heat maps, page, card."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from ultrasound.scoring import agreement, calibration, metrics
 from ultrasound.scoring.intervals import Interval
 from ultrasound.tracking import card, reporting, testing
 
+SCREENSHOTS = os.environ.get("SCREENSHOTS")  # a folder to keep what was seen
 LEARNT = {
     "data": {"source": "phantom", "count": 150},
     "split": {"folds": 3, "test_share": 0.3},
@@ -175,6 +177,12 @@ def test_the_page_reads_well_in_a_browser(evaluated, browser):
     value = evaluated[1].data.metrics["test/macro_f1"]
     assert f"{value:.3f} (" in text
     assert page.locator(".answers img").count() >= 4
+    if SCREENSHOTS:
+        page.set_viewport_size({"width": 1200, "height": 1250})
+        page.screenshot(path=Path(SCREENSHOTS) / "evaluation.png")
+        page.locator("section", has_text="Errors and hits").screenshot(
+            path=Path(SCREENSHOTS) / "evaluation-gallery.png"
+        )
     page.close()
 
 

@@ -52,8 +52,12 @@ class Answers(NamedTuple):
 
     @property
     def abstains(self) -> Flags:
-        """(n,) whether the prediction set does not name one class: the classifier should then not be believed."""
-        return np.asarray(self.sets.sum(axis=1) != 1)
+        """(n,) whether the prediction set is not the most probable class alone: it should then not be believed.
+
+        A set may leave the most probable class out, as every class has a threshold of its own.
+        """
+        chosen = self.sets[np.arange(len(self.sets)), self.probabilities.argmax(axis=1)]
+        return np.asarray((self.sets.sum(axis=1) != 1) | ~chosen)
 
 
 def statistics(answers: Answers, agreement: Agreement | None = None) -> dict[str, Statistic]:
