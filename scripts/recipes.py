@@ -26,8 +26,9 @@ from ultrasound import params
 from ultrasound.commands import PREPARED
 from ultrasound.errors import InputError
 from ultrasound.images import prepared
-from ultrasound.scoring import comparisons
+from ultrasound.scoring import comparisons, intervals
 from ultrasound.scoring.intervals import Interval
+from ultrasound.scoring.metrics import Probabilities, Targets
 from ultrasound.tracking import provenance
 
 EXPERIMENT = "recipes"
@@ -87,14 +88,11 @@ def table(runs: dict[str, Run]) -> str:
     predictions = {name: _predictions(run) for name, run in runs.items()}
     first, images = next(iter(runs)), next(iter(predictions.values()))
     lines = [f"| recipe | {' | '.join(METRICS.values())} |", f"|---|{'---:|' * len(METRICS)}"]
-    for name, run in runs.items():
-        values = run.data.metrics
-        scores = [Interval(*(values[f"out_of_fold/{key}{end}"] for end in ("", "_low", "_high"))) for key in METRICS]
-        lines.append(_row(name, [_written(score) for score in scores]))
+    lines += [_row(name, [str(score) for score in _scores(predictions[name])]) for name in runs]
     lines += ["", f"| recipe | macro-F1 less that of {first} | AUC less that of {first} | macro-F1 of the folds | "
                   "mean ± sd | best epoch less the last |", "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
     for name, run in runs.items():
-        less = [_written(_difference(key, predictions[first], predictions[name]), "+") if name != first else ""
+        less = [_written(_difference(key, predictions[first], predictions[name])) if name != first else ""
                 for key in ("macro_f1", "macro_auc")]  # fmt: skip
         folds = ", ".join(f"{child.data.metrics['best/macro_f1']:.3f}" for child in _folds(run))
         spread = "{folds/macro_f1_mean:.3f} ± {folds/macro_f1_sd:.3f}".format_map(run.data.metrics)
@@ -151,22 +149,33 @@ def _predictions(run: Run) -> pd.DataFrame:
     return pd.read_csv(file).sort_values("image_id", ignore_index=True)
 
 
+def _answers(predictions: pd.DataFrame) -> tuple[Targets, Probabilities]:
+    columns = [column for column in predictions.columns if column.startswith("p_")]
+    labels = [column.removeprefix("p_") for column in columns]
+    return predictions["label"].map(labels.index).to_numpy(), predictions[columns].to_numpy()
+
+
+def _scores(predictions: pd.DataFrame) -> list[Interval]:
+    """The scores of METRICS; not as logged, so that all recipes have the intervals of today's code."""
+    targets, probabilities = _answers(predictions)
+    statistics = {metric: intervals.mean_of(metric, targets, [probabilities]) for metric in METRICS}
+    drawn = intervals.bootstrap(statistics, predictions["group"].to_numpy(), RESAMPLES, comparisons.SEED)
+    return [intervals.interval(drawn[metric]) for metric in METRICS]
+
+
 def _difference(metric: str, first: pd.DataFrame, second: pd.DataFrame) -> Interval:
     """How much higher the second predictions score than the first, on the same resamples."""
-    columns = [column for column in first.columns if column.startswith("p_")]
-    labels = [column.removeprefix("p_") for column in columns]
-    targets = first["label"].map(labels.index).to_numpy()
-    return comparisons.difference(
-        metric, targets, [first[columns].to_numpy()], [second[columns].to_numpy()], first["group"].to_numpy(), RESAMPLES
-    )
+    targets, before = _answers(first)
+    _, after = _answers(second)
+    return comparisons.difference(metric, targets, [before], [after], first["group"].to_numpy(), RESAMPLES)
 
 
 def _row(name: str, cells: list[str]) -> str:
     return f"| {' | '.join([name, *cells])} |"
 
 
-def _written(score: Interval, sign: str = "") -> str:
-    return f"{score.value:{sign}.3f} ({score.low:{sign}.3f} to {score.high:{sign}.3f})"
+def _written(difference: Interval) -> str:
+    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)
 
 
 if __name__ == "__main__":
