@@ -38,6 +38,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "model": {"name": "tf_efficientnet_lite0", "weights": "packaged", "head_width": 64},
     "train": {"epochs": 8, "batch_size": 16, "learning_rate": 0.001},
     "tune": {"trials": 3, "folds": [0], "repeats": 1},
+    # 16 malignant images choose the operating point, 60 images measure what the gate asks for: chance has its part.
+    "register": {"min_sensitivity": 0.5, "max_ece": 0.3},
 }
 TUNING = ["-P", "train.epochs=5"]
 
