@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["overhead", "pruning"])
     parser.add_argument("--trials", type=int, help="of a study (default: overhead 200, pruning 16)")
-    parser.add_argument("--seeds", type=int, default=3, help="pruning: repetitions (default 3)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="pruning: of the searches (0 1 2)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "overhead":
@@ -98,13 +98,13 @@ def overhead(count: int) -> None:
         print(f"  {name:<18} {statistics.median(part):.3f} ({min(part):.3f} to {max(part):.3f})")
 
 
-def pruning(folder: Path, count: int, seeds: int) -> None:
+def pruning(folder: Path, count: int, seeds: list[int]) -> None:
     """Print epochs and best score of searches with and without pruning."""
     project = _project(folder / "project")
     print(f"{count} trials a search, {SMALL['split']['folds']} folds of {SMALL['train']['epochs']} epochs at most, "
           f"{SMALL['data']['count']} phantoms")  # fmt: skip
     print(f"{'seed':>4} {'epochs, all':>12} {'pruned':>8} {'saved':>6} {'best, all':>10} {'pruned':>8}")
-    for seed in range(seeds):
+    for seed in seeds:
         (all_epochs, all_best), (epochs, best) = (
             _searched(project, f"{kind}-{seed}", {"tune.seed": seed, "tune.trials": count} | changes)
             for kind, changes in (("all", UNPRUNED), ("pruned", {}))
