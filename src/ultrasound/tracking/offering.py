@@ -49,7 +49,7 @@ def offer(found: Run, params: Params, data: Prepared, catalog: pd.DataFrame) -> 
 
     def scored_version(version: ModelVersion) -> Evaluation:
         try:
-            trained = store.get(version.tags.get("run_id") or version.run_id)
+            trained = store.get(version.tags.get("run_id") or version.run_id or "")
             # Runs often have equal names, children of one run must not.
             return scored(registry.model_uri(version), trained, f"evaluate-{version.version}")
         except InputError as error:
