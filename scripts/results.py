@@ -92,7 +92,7 @@ def comparison(run: Run) -> str:
                   for key in ("macro_f1", "macro_auc")]  # fmt: skip
         less = "" if row["model"] == first else "{:+.3f} ({:+.3f} to {:+.3f})".format(
             *(row[f"macro_f1_less_first{end}"] for end in ("", "_low", "_high")))  # fmt: skip
-        p = "" if row["model"] == first else f"{row['mcnemar_p']:.3f}"
+        p = "" if row["model"] == first else f"{row['mcnemar_p']:.3f}" if row["mcnemar_p"] >= 0.001 else "< 0.001"
         costs = (row["parameters"] / 1e6, row["operations"] / 1e9, row["latency_ms"], row["training_s"] / 60)
         cells = [row["model"], scores[0], less, p, scores[1], *("{:.1f} {:.2f} {:.0f} {:.1f}".format(*costs).split())]
         lines.append(f"| {' | '.join(cells)} |")
