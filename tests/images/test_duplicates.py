@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 from unittest import mock
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 from scipy.cluster.hierarchy import DisjointSet
 
 from scripts import bench_duplicates as bench
+from tests.conftest import PROJECT, environment
 from ultrasound import params
 from ultrasound.errors import InputError
 from ultrasound.images import duplicates, matching
@@ -132,6 +135,19 @@ def test_every_pair_stands_once_with_its_evidence_the_surest_first(few, pairs_of
 
 def test_the_search_repeats_itself(few, pairs_of_few):
     pd.testing.assert_frame_equal(search(few), pairs_of_few)
+
+
+def test_another_processor_finds_the_same(few, pairs_of_few, tmp_path):
+    few.to_pickle(tmp_path / "few.pickle")
+    code = "import sys, pandas; from tests.images.test_duplicates import search; " \
+        "search(pandas.read_pickle(sys.argv[1])).to_pickle(sys.argv[2])"  # fmt: skip
+    found = tmp_path / "found.pickle"
+    older = environment(
+        OPENCV_CPU_DISABLE="SSE4.1,SSE4.2,AVX,FP16,AVX2,FMA3,AVX512-SKX", OPENCV_IPP="disabled",
+        OPENBLAS_CORETYPE="Nehalem",
+    )  # fmt: skip
+    subprocess.run([sys.executable, "-c", code, tmp_path / "few.pickle", found], cwd=PROJECT, env=older, check=True)
+    pd.testing.assert_frame_equal(pd.read_pickle(found), pairs_of_few, check_exact=True)
 
 
 def test_the_order_of_the_catalogue_is_no_matter(few, pairs_of_few):

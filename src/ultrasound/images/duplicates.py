@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def near_duplicates(catalog: pd.DataFrame, inliers: int, correlation: float) -> 
         InputError: a file is missing or damaged.
     """
     names, files = catalog["image_id"].tolist(), catalog["image"].tolist()
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with ProcessPoolExecutor(os.cpu_count(), initializer=_compute_alike) as pool:
         words = matching.vocabulary(pool.map(_foreign_signature, range(FOREIGN)))
         signatures = _watched(pool.map(_signature, files, chunksize=8), "describe", len(files))
     proposed = matching.candidates(signatures, words)
@@ -119,9 +120,16 @@ def _signature(file: str) -> Signature:
 _kept: Sequence[Signature] = ()  # in a worker: sent once, as every image is compared many times
 
 
+def _compute_alike() -> None:
+    # OpenCV rounds otherwise with AVX2 than with AVX-512, enough to find another pair among BUSI and to divide the
+    # folds anew. Without its code for single processors, those of one kind find the same, in hardly more time.
+    cv2.setUseOptimized(False)
+
+
 def _keep(signatures: Sequence[Signature]) -> None:
     global _kept
     _kept = signatures
+    _compute_alike()
     threadpool_limits(1)  # there is a process a core already
 
 
