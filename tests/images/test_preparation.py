@@ -418,3 +418,22 @@ def test_the_box_is_never_empty_and_lies_within_the_image(width, height, seed, b
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
     assert (left, top, right, bottom) == content_box(levels.copy())
+
+
+@pytest.mark.parametrize(("fit", "crop"), [("pad", False), ("stretch", False), ("pad", True)])
+@pytest.mark.parametrize("sides", [(300, 200), (190, 310), (64, 64)])
+def test_what_is_seen_in_the_prepared_image_lies_there_in_the_image(fit, crop, sides):
+    width, height = sides
+    grey = np.full((height, width), 60, np.uint8)
+    if crop:
+        grey[:, : width // 5] = 0
+    row, column = height // 4, width * 3 // 4
+    grey[row - 6 : row + 7, column - 6 : column + 7] = 255
+    image = Image.fromarray(grey)
+    preparation = Preparation(96, crop=crop, fit=fit)
+    spot = (preparation.grey(image) > 150).astype(np.uint8) * 255
+    back = preparation.back(spot, preparation.placed(image)[1])
+    assert back.shape == (height, width)
+    rows, columns = np.nonzero(back > 127)
+    assert abs(rows.mean() - row) < 3 and abs(columns.mean() - column) < 3
+    assert not crop or not back[:, : width // 5].any()

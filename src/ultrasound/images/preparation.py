@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,14 @@ SMALLEST = 32  # pixels, the least side of a scan; where less would be left, not
 
 Pixels = NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # left, top, right, bottom as Pillow has them: right and bottom are just outside
+
+
+class Place(NamedTuple):
+    """Size of an image in pixels, and the part of it that is prepared."""
+
+    width: int
+    height: int
+    box: Box
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +64,13 @@ class Preparation:
 
     def grey(self, image: Image.Image) -> Pixels:
         """Prepare a decoded image: (size, size) uint8."""
-        return np.asarray(self._square(image.convert("L"), self._box(image), Image.Resampling.BILINEAR))
+        return self.placed(image)[0]
+
+    def placed(self, image: Image.Image) -> tuple[Pixels, Place]:
+        """Prepare a decoded image, and tell where the result lies in it."""
+        box = self._box(image)
+        pixels = np.asarray(self._square(image.convert("L"), box, Image.Resampling.BILINEAR))
+        return pixels, Place(image.width, image.height, box or (0, 0, image.width, image.height))
 
     def mask(self, masks: Sequence[Image.Image], image: Image.Image) -> NDArray[np.bool_]:
         """Merge the masks of `image` by OR, crop them as it is cropped, and resize: (size, size) bool.
@@ -68,6 +83,19 @@ class Preparation:
         fitted = self._square(Image.fromarray(merged).convert("L"), self._box(image), Image.Resampling.BOX)
         return np.asarray(fitted) > MASK_THRESHOLD
 
+    def back(self, values: Pixels, place: Place) -> Pixels:
+        """Lay values of a prepared image over the image itself: (size, size) -> (height, width), 0 where it was cut."""
+        box = place.box
+        width, height = box[2] - box[0], box[3] - box[1]
+        if self.fit != "stretch":
+            fitted_width, fitted_height = self._fitted((width, height))
+            left, top = (self.size - fitted_width) // 2, (self.size - fitted_height) // 2
+            values = values[top : top + fitted_height, left : left + fitted_width]
+        whole = np.zeros((place.height, place.width), np.uint8)
+        enlarged = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
+        whole[box[1] : box[3], box[0] : box[2]] = np.asarray(enlarged)
+        return whole
+
     def _box(self, image: Image.Image) -> Box | None:
         return content_box(np.asarray(image.convert("L"))) if self.crop else None
 
@@ -76,11 +104,15 @@ class Preparation:
         scan = image.crop(box) if box else image
         if self.fit == "stretch":
             return scan.resize((self.size, self.size), resampling)
-        scale = self.size / max(scan.size)
-        width, height = (max(1, round(scale * side)) for side in scan.size)
+        width, height = self._fitted(scan.size)
         square = Image.new("L", (self.size, self.size))
         square.paste(scan.resize((width, height), resampling), ((self.size - width) // 2, (self.size - height) // 2))
         return square
+
+    def _fitted(self, sides: tuple[int, int]) -> tuple[int, int]:
+        scale = self.size / max(sides)
+        width, height = (max(1, round(scale * side)) for side in sides)
+        return width, height
 
 
 def open_image(source: Path | bytes, name: str = "image") -> Image.Image:

@@ -28,8 +28,8 @@ class Prepared(NamedTuple):
     Attributes:
         images: (n, size, size) uint8, memory-mapped.
         masks: (n, size, size) bool, memory-mapped; empty where there is no lesion or no mask.
-        samples: one row an image in the same order, the columns of build/splits.csv and `outlined`: whether it has a
-            mask, be it empty.
+        samples: one row an image in the same order, the columns of build/splits.csv and `outlined`: whether it is
+            known where its lesion is: it has a mask, be it empty, or is of the class without a lesion.
         preparation: how the images were made from the files.
         data_digest, split_digest: what names the data and the split.
     """
@@ -83,7 +83,8 @@ def write(
             results = pool.map(_prepare_one, jobs, chunksize=8)
             for _ in tqdm(results, "prepare", len(jobs), leave=False, disable=None):
                 pass
-        samples = splits.assign(outlined=(table["masks"] != "").to_numpy())
+        # Where there is no lesion nobody needs to say so with an empty mask.
+        samples = splits.assign(outlined=((table["masks"] != "") | (table["label"] == catalog.NORMAL)).to_numpy())
         samples.to_csv(unfinished / "samples.csv", index=False)
         facts = {
             "preparation": dataclasses.asdict(preparation),

@@ -1,0 +1,80 @@
+"""From probabilities of lesion in every pixel to regions, and what can be measured of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ultrasound.images.preparation import Pixels
+
+CONNECTIVITY = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Which pixels are lesion: regions above a threshold that are large enough and somewhere sure enough.
+
+    A region must reach a higher level than its edge (hysteresis; Canny, IEEE PAMI 8, 1986), because a low threshold
+    outlines a lesion well, and finds one where there is none.
+
+    Attributes:
+        edge: the lowest level of a region's pixels, 1 to 255, probability in 255 steps.
+        core: the level that one of its pixels must reach.
+        smallest: the least area of a region, as a share of the prepared image.
+        chosen_on: how many images the three were chosen on.
+    """
+
+    edge: int
+    core: int
+    smallest: float
+    chosen_on: int
+
+    def mask(self, levels: Pixels) -> NDArray[np.bool_]:
+        """(height, width) uint8 levels -> bool."""
+        found = levels >= self.edge
+        number, labels, facts, _ = cv2.connectedComponentsWithStats(found.astype(np.uint8), connectivity=CONNECTIVITY)
+        peaks = ndimage.maximum(levels, labels, range(number))
+        kept = (facts[:, cv2.CC_STAT_AREA] >= self.smallest * levels.size) & (peaks >= self.core)
+        kept[0] = False  # the background
+        return np.asarray(kept[labels])
+
+
+class Shape(NamedTuple):
+    """Measures of the lesion in an image; NaN where none was found. Of several regions the largest is measured.
+
+    Attributes:
+        regions: how many were found.
+        area_share: of the scan, all regions together.
+        taller_than_wide: height by width of the upright box around the largest: above 1 a known sign of malignancy
+            (Stavros et al., Radiology 196, 1995).
+        circularity: 4 pi area / perimeter^2: 1 of a disc, less the more uneven the edge is.
+    """
+
+    regions: int
+    area_share: float
+    taller_than_wide: float
+    circularity: float
+
+
+def shape(mask: NDArray[np.bool_], scan_area: int) -> Shape:
+    """Measure the lesion in a mask whose pixels are square: (height, width) bool.
+
+    Args:
+        scan_area: pixels of the mask that show the scan, not the black that pads it.
+    """
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    if not contours:
+        return Shape(0, 0.0, np.nan, np.nan)
+    largest = max(contours, key=cv2.contourArea)
+    _, _, width, height = cv2.boundingRect(largest)
+    # The contour runs through the centres of the outer pixels; the region reaches half a pixel further.
+    perimeter = cv2.arcLength(largest, closed=True) + np.pi
+    area = cv2.contourArea(largest) + cv2.arcLength(largest, closed=True) / 2 + np.pi / 4
+    return Shape(
+        len(contours), float(mask.sum() / scan_area), height / width, float(min(4 * np.pi * area / perimeter**2, 1))
+    )
