@@ -1,30 +1,30 @@
-"""The served model, as MLflow runs it from code: base64 images in, class probabilities out.
+"""The served model, as MLflow runs it from code: base64 images in, class probabilities or outlines out, without torch.
 
-`mlflow models serve` executes this file; the classifier lies in the model's artifacts, the package in its code.
-Whatever a client sends wrong is answered with HTTP 400 and one sentence.
+`mlflow models serve` executes this file; the classifier or the segmenter lies in the model's artifacts, the package in
+its code. A model
+whose files are not those that were saved is not loaded. Whatever a client sends wrong is answered with HTTP 400 and one
+sentence.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Semaphore
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from ultrasound import NOTICE
 from ultrasound.errors import InputError
-from ultrasound.images.preparation import Pixels
-from ultrasound.learning import classifier
+from ultrasound.inference import manifest, outliner, predictor, scan
+from ultrasound.inference.outliner import Outliner
+from ultrasound.inference.predictor import MAX_IMAGES, Decoded, Predictor
 
-MAX_ROWS = 16
-MAX_BYTES = 8_000_000  # of one decoded file
+DECODED = 2  # images at once, of all requests: each may take 100 MB for a moment
 
 
 class BadRequest(MlflowException):  # type: ignore[misc]
@@ -44,51 +44,51 @@ class BadRequest(MlflowException):  # type: ignore[misc]
         pass
 
 
-class ServedClassifier(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """The classifier behind MLflow's `predict`."""
+class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """The classifier, or the segmenter, behind MLflow's `predict`."""
 
     def load_context(self, context: Any) -> None:
-        """Load the classifier and read which registered version this is."""
-        folder = Path(context.artifacts["classifier"])
-        self.classifier = classifier.load(folder)
-        self.version = _version(folder.parents[1])
+        """Check every file of the model, load it and read which registered version this is."""
+        (folder,) = map(Path, context.artifacts.values())
+        model = folder.parents[1]
+        manifest.check(model)
+        load = outliner.load if folder.name == "segmenter" else predictor.load
+        self.predictor: Predictor | Outliner = load(folder, _version(model))
+        self.threads = ThreadPoolExecutor(DECODED)  # for requests of several images
+        self.decoding = Semaphore(DECODED)
 
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Classify 1 to 16 images.
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Classify 1 to 16 images, or outline the lesions in them.
 
         Args:
-            model_input: column `image`, base64 of PNG or JPEG files.
+            model_input: column `image`, base64 of PNG, JPEG or DICOM files; `ultrasound serve` hands in a dict of a
+                list, which spares it making a frame.
+            params: of the classifier, `explain`: with heat maps.
 
         Returns:
-            A row an image: label, p_LABEL for every class, model_version, notice.
+            A row an image, see `answers` in `ultrasound.inference.predictor` and `outliner`. As records; a frame would
+            take 2 ms to be made and taken apart again; `pandas.DataFrame` takes them.
 
         Raises:
             BadRequest: a row is no image that could be classified.
         """
-        rows = model_input["image"].tolist()
-        if not 1 <= len(rows) <= MAX_ROWS:
-            raise BadRequest(f"The request must hold 1 to {MAX_ROWS} images, found {len(rows)}.")
-        images = np.stack([self._decode(row, number) for number, row in enumerate(rows, 1)])
-        probabilities = self.classifier.probabilities(images)
-        labels = self.classifier.labels
-        answer = pd.DataFrame({"label": [labels[number] for number in probabilities.argmax(1)]})
-        for number, label in enumerate(labels):
-            answer[f"p_{label}"] = probabilities[:, number]
-        return answer.assign(model_version=self.version, notice=NOTICE)
-
-    def _decode(self, row: object, number: int) -> Pixels:
-        if not isinstance(row, str) or not row:
-            raise BadRequest(f"Image {number} must be a base64 string of a PNG or JPEG file.")
-        if len(row) > MAX_BYTES * 4 // 3 + 4:
-            raise BadRequest(f"Image {number} is larger than {MAX_BYTES // 1_000_000} MB.")
+        rows = list(model_input["image"])
+        if not 1 <= len(rows) <= MAX_IMAGES:
+            raise BadRequest(f"The request must hold 1 to {MAX_IMAGES} images, found {len(rows)}.")
+        names = [f"Image {number}" for number in range(1, len(rows) + 1)]
+        each = map if len(rows) == 1 else self.threads.map
         try:
-            content = base64.b64decode(row, validate=True)
-        except (binascii.Error, ValueError):
-            raise BadRequest(f"Image {number} is not valid base64.") from None
-        try:
-            return self.classifier.preparation.image(content, f"Image {number}")
+            decoded = list(each(self._decode, rows, names))
         except InputError as error:
             raise BadRequest(f"{error}.") from None
+        return self.predictor.answers(decoded, **(params or {}))
+
+    def _decode(self, row: object, name: str) -> Decoded:
+        content = scan.decode(row, name)
+        with self.decoding:
+            return self.predictor.decoded(content, name)
 
 
 def _version(model_folder: Path) -> str:
@@ -98,4 +98,4 @@ def _version(model_folder: Path) -> str:
     return f"{meta['model_name']}/{meta['model_version']}" if meta.get("model_version") else "unregistered"
 
 
-mlflow.models.set_model(ServedClassifier())
+mlflow.models.set_model(ServedModel())

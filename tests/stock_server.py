@@ -19,15 +19,15 @@ from tests.conftest import environment, ultrasound
 
 
 @contextlib.contextmanager
-def serving(project, model):
+def serving(project, model, manager="local", **variables):
     """`mlflow models serve`, which may not read a pickle; yields the address to ask."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with (project / "build/server.log").open("w") as log:
         process = subprocess.Popen(
-            ["mlflow", "models", "serve", "-m", model, "--env-manager", "local", "-p", str(port)],
-            cwd=project, env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"), stdout=log,
+            ["mlflow", "models", "serve", "-m", model, "--env-manager", manager, "-p", str(port)],
+            cwd=project, env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false", **variables), stdout=log,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -60,7 +60,7 @@ def ask(url, body):
 
 
 def assert_served_as_evaluated(project, run_id, folder, url):
-    """Every image of the test set: served probabilities = those of `evaluate`, to 1e-5."""
+    """Every image of the test set: served probabilities = those of `evaluate`, to 1e-5; returns the table of these."""
     ultrasound(project, "evaluate", "--evaluate.run", run_id)
     client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
     run = client.search_runs(["0"], "tags.verb = 'evaluate'", order_by=["attributes.start_time DESC"], max_results=1)[0]
@@ -77,3 +77,9 @@ def assert_served_as_evaluated(project, run_id, folder, url):
     assert served["label"].tolist() == table["predicted"].tolist()
     assert set(served["model_version"]) == {"breast-ultrasound/1"}
     assert "not a medical device" in served["notice"][0]
+    digests = json.loads((project / "build/prepared/prepared.json").read_text())
+    assert set(served["data_version"]) == {digests["data_digest"]}
+    assert (served["malignant_flag"] == table["called_positive"]).all()
+    assert [" ".join(chosen) for chosen in served["prediction_set"]] == table["prediction_set"].fillna("").tolist()
+    assert served["abstain"][table["abstains"]].all()  # and of what is unlike the training images, too
+    return table

@@ -1,0 +1,1 @@
+"""The served model over HTTP: the model behind a guard, and predictions of whole folders."""

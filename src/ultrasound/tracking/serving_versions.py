@@ -1,0 +1,98 @@
+"""Which version of a registered model an alias points to, and its files, checked, in a folder of the server's own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import mlflow
+from mlflow.environment_variables import (
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES,
+    MLFLOW_HTTP_REQUEST_TIMEOUT,
+)
+
+from ultrasound.errors import InputError
+from ultrasound.inference import manifest
+from ultrasound.tracking.store import MANIFEST_TAG
+
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model; no such alias
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A version of a registered model.
+
+    Attributes:
+        number: as the registry counts, "3".
+        run_id: of the run that it was trained in, "" if nobody said.
+        digest: SHA-256 of the list of its files as they were registered, "" if it has none.
+    """
+
+    name: str
+    number: str
+    run_id: str
+    digest: str
+
+    @property
+    def label(self) -> str:
+        """As `breast-ultrasound/3`."""
+        return f"{self.name}/{self.number}"
+
+
+def answer_soon() -> None:
+    """Let a registry behind HTTP fail within seconds, so that it is asked again instead of waited for."""
+    MLFLOW_HTTP_REQUEST_MAX_RETRIES.set(1)
+    MLFLOW_HTTP_REQUEST_TIMEOUT.set(10)
+
+
+def resolve(name: str, alias: str) -> Version:
+    """The version that an alias points to now.
+
+    Raises:
+        InputError: there is no such model or alias, or the registry does not answer.
+    """
+    try:
+        found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except mlflow.MlflowException as error:
+        if error.error_code not in ABSENT:
+            raise _unreachable(error) from None
+        raise InputError(
+            f"{mlflow.get_registry_uri()} has no {name} with the alias {alias}: "
+            "run `python -m ultrasound register` first (for a segmenter with --register.run segmenter), which makes a "
+            "version that passes the gate champion"
+        ) from None
+    except Exception as error:  # a database's driver raises its own
+        raise _unreachable(error) from None
+    run_id = found.run_id or found.tags.get("run_id", "")
+    return Version(name, str(found.version), run_id, found.tags.get(MANIFEST_TAG, ""))
+
+
+def fetch(version: Version, folder: Path) -> Path:
+    """Copy the files of a version into `folder`, which is made, and check them.
+
+    Returns:
+        The folder of the model.
+
+    Raises:
+        InputError: they are not there, or they were changed after the version was registered.
+    """
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+    folder.mkdir(parents=True)
+    try:
+        model = Path(mlflow.artifacts.download_artifacts(f"models:/{version.label}", dst_path=str(folder)))
+    except Exception as error:  # every kind of store raises its own
+        raise InputError(f"the files of {version.label} cannot be read ({type(error).__name__})") from None
+    if version.digest:  # nothing of the model has run yet
+        file = model / manifest.FILE
+        if not file.is_file() or manifest.digest(file.read_text(encoding="utf-8")) != version.digest:
+            raise InputError(f"{version.label} was changed after it was registered: register it anew")
+        try:
+            manifest.check(model)
+        except InputError as error:
+            raise InputError(f"{version.label} was changed after it was registered: {error}") from None
+    return model
+
+
+def _unreachable(error: Exception) -> InputError:
+    return InputError(f"the registry {mlflow.get_registry_uri()} does not answer ({type(error).__name__})")
