@@ -50,6 +50,9 @@ bench-evaluation: setup  ## measure the evaluation of all images with the newest
 bench-duplicates: setup  ## measure the near-duplicate search: recall by kind of copy, and time by number of images
 	$(RUN) python scripts/bench_duplicates.py copies && python scripts/bench_duplicates.py audit
 
+bench-serve: setup  ## measure the guarded server, beside ONNX Runtime's bare pass and a torch model under MLflow's server
+	$(RUN) python scripts/bench_serve.py
+
 doctor: setup  ## say what this machine can do
 	$(RUN) python -m ultrasound doctor
 
@@ -57,7 +60,10 @@ ui: setup  ## start the MLflow UI on http://127.0.0.1:5000
 	@echo "runs: http://127.0.0.1:5000/#/experiments/0?workflowType=machine_learning"
 	$(RUN) mlflow ui --workers 1 --no-serve-artifacts
 
-serve: setup  ## serve the champion on http://127.0.0.1:5001
-	$(RUN) mlflow models serve -m models:/breast-ultrasound@champion --env-manager local -p 5001
+serve: setup  ## serve the champion on http://127.0.0.1:5001, behind a guard; follows the alias
+	$(RUN) python -m ultrasound serve
 
-.PHONY: help setup demo test lint lock data-card recipes bench bench-search bench-evaluation bench-duplicates doctor ui serve
+app: setup  ## serve the champion, and open the app on http://127.0.0.1:8501
+	$(RUN) python -m ultrasound app --with-server
+
+.PHONY: help setup demo test lint lock data-card recipes bench bench-search bench-evaluation bench-duplicates bench-serve doctor ui serve app

@@ -101,7 +101,6 @@ def _summary(image: Path, answer: Any, seconds: float) -> None:
     test = client.get_run(champion.tags["evaluation_run"]).data.metrics
     with (DEMO / "build/splits.csv").open() as table:
         rows = list(csv.DictReader(table))
-    epochs = client.get_metric_history(champion.tags["run_id"], "validation/macro_f1")
     print("\n=== summary ===")
     print(
         "images    " + ", ".join(f"{n} {label}" for label, n in collections.Counter(r["label"] for r in rows).items())
@@ -109,8 +108,7 @@ def _summary(image: Path, answer: Any, seconds: float) -> None:
     print(
         "split     " + ", ".join(f"{n} {split}" for split, n in collections.Counter(r["split"] for r in rows).items())
     )
-    print(f"training  {run.info.run_name}: {len(epochs)} epochs, epoch {run.data.metrics['best/epoch']:.0f} chosen, "
-          f"validation macro-F1 {run.data.metrics['best/macro_f1']:.3f}")  # fmt: skip
+    print(f"training  {run.info.run_name}: macro-F1 {run.data.metrics['best/macro_f1']:.3f} on the fold left out")
     print(f"test set  macro-F1 {test['test/macro_f1']:.3f}, accuracy {test['test/accuracy']:.3f}, "
           f"sensitivity to malignant {test['test/recall_malignant']:.3f}")  # fmt: skip
     print(f"registry  breast-ultrasound version {champion.version}, alias champion")

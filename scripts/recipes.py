@@ -18,7 +18,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import yaml
-from documents import METRICS, RESULTS, SCREENSHOTS, code, renewed
+from documents import METRICS, RESULTS, SCREENSHOTS, code, renewed, signed
 from matplotlib.figure import Figure
 from mlflow.entities import Run
 
@@ -29,7 +29,8 @@ from ultrasound.images import prepared
 from ultrasound.scoring import comparisons, intervals
 from ultrasound.scoring.intervals import Interval
 from ultrasound.scoring.metrics import Probabilities, Targets
-from ultrasound.tracking import provenance
+from ultrasound.tracking import provenance, task
+from ultrasound.tracking.classification import CLASSIFICATION
 
 EXPERIMENT = "recipes"
 FIGURE = SCREENSHOTS / "recipes.png"
@@ -72,7 +73,7 @@ def command(parameters: dict[str, Any]) -> list[str]:
 def finished(parameters: dict[str, Any]) -> Run | None:
     """The newest finished run with these parameters on today's data and split."""
     tags = provenance.tags(prepared.read(PREPARED))
-    values = params.flatten(params.load(parameters), ("model", "augment", "train"))
+    values = task.parameters(CLASSIFICATION, params.load(parameters))
     values.pop("train.resume")
     wanted = ["tags.verb = 'train'", "attributes.status = 'FINISHED'"]
     wanted += [f"tags.{key} = '{tags[key]}'" for key in provenance.DIGESTS]
@@ -92,7 +93,7 @@ def table(runs: dict[str, Run]) -> str:
     lines += ["", f"| recipe | macro-F1 less that of {first} | AUC less that of {first} | macro-F1 of the folds | "
                   "mean ± sd | best epoch less the last |", "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
     for name, run in runs.items():
-        less = [_written(_difference(key, predictions[first], predictions[name])) if name != first else ""
+        less = [signed(_difference(key, predictions[first], predictions[name])) if name != first else ""
                 for key in ("macro_f1", "macro_auc")]  # fmt: skip
         folds = ", ".join(f"{child.data.metrics['best/macro_f1']:.3f}" for child in _folds(run))
         spread = "{folds/macro_f1_mean:.3f} ± {folds/macro_f1_sd:.3f}".format_map(run.data.metrics)
@@ -172,10 +173,6 @@ def _difference(metric: str, first: pd.DataFrame, second: pd.DataFrame) -> Inter
 
 def _row(name: str, cells: list[str]) -> str:
     return f"| {' | '.join([name, *cells])} |"
-
-
-def _written(difference: Interval) -> str:
-    return "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference)
 
 
 if __name__ == "__main__":

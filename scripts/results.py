@@ -1,14 +1,15 @@
-"""`python scripts/results.py search|compare|evaluation RUN`: write what a finished run gave into docs/results.md.
+"""`python scripts/results.py KIND RUN`: write what a finished run gave into docs/results.md.
 
-RUN is the id of a run of `tune`, `compare` or `evaluate` in the tracking store. Each kind of run has a section of the
-document between two comments; everything between them is written anew, nothing else is touched. An evaluation also
-gives MODEL_CARD.md, which is the card that its run holds.
+KIND is search, compare, segment or evaluation, RUN the id of a run of `tune`, `compare`, `segment` or `evaluate` in the
+tracking store. Each kind of run has a section of the document between two comments; everything between them is written
+anew, nothing else is touched. An evaluation also gives MODEL_CARD.md, which is the card that its run holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -16,15 +17,18 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import yaml
-from documents import METRICS, RESULTS, SCREENSHOTS, code, renewed
+from documents import METRICS, RESULTS, SCREENSHOTS, artifact, code, finished, renewed
 from mlflow.entities import Run
 
 from ultrasound.errors import InputError
+from ultrasound.scoring import outlines
+from ultrasound.scoring.intervals import Interval
 
 CARD = Path("MODEL_CARD.md")
 FIGURES = {"search": ("history", "importances", "parallel_coordinates"), "compare": ("score_against_latency",),
+           "segment": (),
            "evaluation": ("confusion_test", "roc_test", "reliability_test", "slices_test")}  # fmt: skip
-VERBS = {"search": "tune", "compare": "compare", "evaluation": "evaluate"}
+VERBS = {"search": "tune", "compare": "compare", "segment": "segment", "evaluation": "evaluate"}
 
 
 def main() -> None:
@@ -34,15 +38,16 @@ def main() -> None:
     parser.add_argument("run", help="id of the run")
     arguments = parser.parse_args()
     try:
-        run = _run(arguments.run, VERBS[arguments.kind])
-        numbers = {"search": search, "compare": comparison, "evaluation": evaluation}[arguments.kind](run)
+        run = finished(arguments.run, VERBS[arguments.kind])
+        written = {"search": search, "compare": comparison, "segment": segmentation, "evaluation": evaluation}
+        numbers = written[arguments.kind](run)
         text = renewed(RESULTS, arguments.kind, numbers)
         files = {
             SCREENSHOTS / f"{arguments.kind}-{name}.png": f"figures/{name}.png" for name in FIGURES[arguments.kind]
         }
         if arguments.kind == "evaluation":
             files[CARD] = "model_card.md"
-        fetched = {target: _artifact(run, path) for target, path in files.items()}  # all, before any is written
+        fetched = {target: artifact(run, path) for target, path in files.items()}  # all, before any is written
         RESULTS.write_text(text)
         for target, file in fetched.items():
             shutil.copy(file, target)
@@ -53,9 +58,9 @@ def main() -> None:
 
 def search(run: Run) -> str:
     """What a search found: trials, the best parameters, and what they are worth with seeds that had no part in it."""
-    trials = pd.read_csv(_artifact(run, "tables/trials.csv"))
+    trials = pd.read_csv(artifact(run, "tables/trials.csv"))
     counts = ", ".join(f"{number} {state}" for state, number in trials["state"].value_counts().items())
-    best = yaml.safe_load(Path(_artifact(run, "best_params.yaml")).read_text())
+    best = yaml.safe_load(Path(artifact(run, "best_params.yaml")).read_text())
     params, values = run.data.params, run.data.metrics
     found = trials.set_index("trial").loc[int(values["best/trial"])]
     metric = METRICS.get(params["tune.metric"], params["tune.metric"])
@@ -65,14 +70,15 @@ def search(run: Run) -> str:
     lines = [f"{len(trials)} trials of `{params['model.name']}` ({params['model.weights']} weights): {counts}. "
              f"The best, trial {found.name}, had {metric} {found['value']:.3f} out of fold{standing}.", "",
              "```yaml", yaml.safe_dump(best, sort_keys=False).strip(), "```", ""]  # fmt: skip
-    lines += ["| macro-F1 out of fold | seeds | of the folds, mean ± sd |", "|---|---:|---:|"]
+    main = "dice" if params["tune.metric"] in outlines.METRICS else "macro_f1"  # what ranks runs of the task
+    lines += [f"| {METRICS.get(main, main)} out of fold | seeds | of the folds, mean ± sd |", "|---|---:|---:|"]
     for kind, name in (("best", "best parameters"), ("defaults", "params.yaml")):
-        if f"repeats_{kind}/macro_f1" in values:
-            seeds = mlflow.MlflowClient().get_metric_history(run.info.run_id, f"repeats_{kind}/macro_f1")
-            spread = f"{values[f'repeats_{kind}/macro_f1_mean']:.3f} ± {values[f'repeats_{kind}/macro_f1_sd']:.3f}"
+        if (key := f"repeats_{kind}/{main}") in values:
+            seeds = mlflow.MlflowClient().get_metric_history(run.info.run_id, key)
+            spread = f"{values[f'{key}_mean']:.3f} ± {values[f'{key}_sd']:.3f}"
             lines.append(f"| {name} | {', '.join(f'{seed.value:.3f}' for seed in seeds)} | {spread} |")
-    gained = {name: [values[f"gain/{key}{end}"] for end in ("", "_low", "_high")]
-              for key, name in METRICS.items() if f"gain/{key}" in values}  # fmt: skip
+    gained = {METRICS.get(key, key): [values[f"gain/{key}{end}"] for end in ("", "_low", "_high")]
+              for key in (*METRICS, *outlines.METRICS) if f"gain/{key}" in values}  # fmt: skip
     if gained:
         lines += ["", "| gain over params.yaml, same seeds | value, 95 % interval |", "|---|---:|"]
         lines += [
@@ -83,7 +89,7 @@ def search(run: Run) -> str:
 
 def comparison(run: Run) -> str:
     """Backbones side by side."""
-    table = pd.read_csv(_artifact(run, "tables/comparison.csv"))
+    table = pd.read_csv(artifact(run, "tables/comparison.csv"))
     first = table["model"].iloc[0]
     lines = [f"| model | macro-F1 | less that of {first} | p | AUC | M weights | GFLOP | latency, ms | training, min |",
              "|---|---:|---:|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
@@ -99,10 +105,36 @@ def comparison(run: Run) -> str:
     return "\n".join([*lines, "", provenance(run)])
 
 
+def segmentation(run: Run) -> str:
+    """Outlines out of fold: every metric with its interval, and the slices."""
+    values, params = run.data.metrics, run.data.params
+    table = pd.read_csv(artifact(run, "tables/outlines_out_of_fold.csv"))
+    rules = list(json.loads(Path(artifact(run, "rules_of_folds.json")).read_text()).values())
+    lesions = int(table["lesion"].sum())
+    network = f"`{params['model.name']}` ({params['model.weights']} weights), width {params['segment.width']}"
+    lines = [f"U-Net over {network}; {len(table)} images, {lesions} with a lesion.", "",
+             "| metric | value, 95 % interval | definition |", "|---|---:|---|"]  # fmt: skip
+    for name, metric in outlines.METRICS.items():
+        ends = [values.get(f"out_of_fold/{name}{end}", math.nan) for end in ("", "_low", "_high")]
+        lines.append(f"| {name} | {Interval(*ends)} | {metric.definition} |")
+    lines += ["", "| images | number | Dice of lesions | false lesions |", "|---|---:|---:|---:|"]
+    for _, row in pd.read_csv(artifact(run, "tables/slices_out_of_fold.csv")).iterrows():
+        scores = [Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))
+                  for name in ("lesion_dice", "false_lesion_rate")]  # fmt: skip
+        shown = ["" if score.value != score.value else str(score) for score in scores]
+        lines.append(f"| {row['by']}: {row['slice']} | {row['images']} | {' | '.join(shown)} |")
+    span = {key: (min(rule[key] for rule in rules), max(rule[key] for rule in rules)) for key in rules[0]}
+    chosen = (
+        "Rules of the folds, each chosen on the others: edge {edge[0]} to {edge[1]} of 255, core {core[0]} to "
+        "{core[1]}, regions of at least {smallest[0]:.2%} to {smallest[1]:.2%} of the image."
+    ).format_map(span)
+    return "\n".join([*lines, "", f"{chosen} {provenance(run)}"])
+
+
 def evaluation(run: Run) -> str:
     """A model on the locked test set: the tables of its model card."""
-    content = json.loads(Path(_artifact(run, "evaluation.json")).read_text())
-    text = Path(_artifact(run, "model_card.md")).read_text()
+    content = json.loads(Path(artifact(run, "evaluation.json")).read_text())
+    text = Path(artifact(run, "model_card.md")).read_text()
     tables = text.split("## Quantitative analyses\n", 1)[1].split("\n## ", 1)[0].strip()
     uri, tags = content["model_uri"], run.data.tags
     trained = mlflow.search_runs(filter_string=f"tags.model_uri = '{uri}'", search_all_experiments=True,
@@ -120,27 +152,10 @@ def provenance(run: Run) -> str:
     """What names data, code and protocol of a run."""
     tags = run.data.tags
     params = run.data.params
-    size = params["preprocess.size"]
-    return (f"{size} x {size} pixels; folds: {params[tags['verb'] + '.folds']} of {params['split.folds']}, "
+    size, section = params["preprocess.size"], "train" if tags["verb"] == "segment" else tags["verb"]
+    return (f"{size} x {size} pixels; folds: {params[section + '.folds']} of {params['split.folds']}, "
             f"{params['train.epochs']} epochs each. Data `{tags['data_digest']}`, split `{tags['split_digest']}`, code "
             f"`{code(run)}`.")  # fmt: skip
-
-
-def _run(run_id: str, verb: str) -> Run:
-    try:
-        run = mlflow.get_run(run_id)
-    except mlflow.MlflowException:
-        raise InputError(f"run {run_id!r} does not exist in {mlflow.get_tracking_uri()}") from None
-    if run.data.tags.get("verb") != verb or run.info.status != "FINISHED":
-        raise InputError(f"run {run_id} is no finished run of {verb}")
-    return run
-
-
-def _artifact(run: Run, path: str) -> str:
-    try:
-        return str(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{path}"))
-    except mlflow.MlflowException:
-        raise InputError(f"run {run.info.run_id} holds no {path}") from None
 
 
 if __name__ == "__main__":

@@ -25,14 +25,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "model": {"name": "test_resnet", "weights": "none", "head_width": 16},
     # Two epochs are too few for a frozen one, and for an average over many steps.
     "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.001, "freeze": 0, "ema": 0, "choose": "best"},
+    "segment": {"recipe": {}},
     "tune": {"trials": 2, "startup_trials": 1},
     "evaluate": {"resamples": 200, "gallery": 3},
     "register": {"min_sensitivity": 0, "max_ece": 1, "margin": 1},  # what two epochs give is no champion otherwise
 }
 
 LONG = (  # files of minutes, the longest first
-    "test_demo.py", "test_kills.py", "test_tune.py", "test_workflow.py", "test_team.py", "test_workers.py",
-    "test_compare.py", "test_split.py", "test_interface.py", "test_duplicates.py", "test_recipes.py",
+    "test_demo.py", "test_kills.py", "test_tune.py", "test_workflow.py", "test_team.py", "test_segmentation.py",
+    "test_workers.py", "test_compare.py", "test_split.py", "test_interface.py", "test_duplicates.py", "test_recipes.py",
 )  # fmt: skip
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -126,6 +127,26 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]
 def project(prepared: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared project."""
     return prepared(tmp_path_factory.mktemp("project") / "copy")
+
+
+@pytest.fixture(scope="session")
+def served(prepared: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with two versions of `breast-ultrasound`: the champion, 1, answers phantoms well, 2 hardly.
+
+    A copy for each test process of what was trained once for all of them: whoever moves an alias disturbs nobody.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    common = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "served"
+    with FileLock(f"{common}.lock"):
+        if not common.exists():
+            made = prepared(common)  # not renamed later: the tracking store holds its path
+            # Of 90 % of so few images a class every prediction set holds all classes, and the model always abstains.
+            few = "--calibrate.coverage=0.6"
+            good = ["--model.name=tf_efficientnet_lite0", "--model.weights=packaged", "--train.epochs=6", few]
+            for options in (good, ["--train.epochs=1", few]):
+                ultrasound(made, "train", *options)
+                ultrasound(made, "register", "--register.run=latest", "--evaluate.explain=false")
+    return Path(shutil.copytree(common, tmp_path_factory.mktemp("served") / "copy", symlinks=True))
 
 
 @pytest.fixture

@@ -53,6 +53,10 @@ def test_links_lead_somewhere():
                 assert (document.parent / target).exists(), f"{document.name}: {target}"
 
 
+def test_the_client_in_readme_is_the_one_that_is_tested():
+    assert (PROJECT / "scripts/client.py").read_text().split('"""\n', 1)[1].strip() in README
+
+
 def test_dvc_watches_every_parameter_of_its_stages():
     """As a section, or key by key where a section has one that DVC leaves out when it looks for earlier runs."""
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())

@@ -1,5 +1,6 @@
 """The real images, where their archive is at hand: what the data stages promise about them."""
 
+import json
 import re
 import shutil
 import sys
@@ -13,8 +14,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.app.test_page import opened, showing, upload
 from tests.conftest import PROJECT, copy_project, run_in, ultrasound
-from tests.serving import assert_served_as_evaluated, serving
+from tests.guarded_server import guarded
+from tests.stock_server import assert_served_as_evaluated, serving
+from ultrasound.app import words
 from ultrasound.images import annotations, prepared
 
 pytestmark = pytest.mark.alone
@@ -179,11 +183,30 @@ def test_manifest_of_the_published_release():
     }  # fmt: skip
 
 
-def test_real_images_are_served_as_they_are_evaluated(busi):
+def test_real_images_are_served_as_they_are_evaluated(busi, browser):
+    """All of the test set by MLflow's server, a malignant one by README's curl line and on the page."""
     folder, *_ = busi
+    files = folder / "data/Dataset_BUSI_with_GT"
     small = ["--model.name", "test_resnet", "--model.weights", "none", "--train.epochs", "1"]
     output = ultrasound(folder, "train", *small).stdout
     run_id = output.strip().splitlines()[-1].removeprefix("run ")
     ultrasound(folder, "register")
     with serving(folder, "models:/breast-ultrasound@champion") as url:
-        assert_served_as_evaluated(folder, run_id, folder / "data/Dataset_BUSI_with_GT", url)
+        table = assert_served_as_evaluated(folder, run_id, files, url)
+    evaluated = table[table["label"] == "malignant"].iloc[0]
+    expected = {name: evaluated[f"p_{name}"] for name in ("benign", "malignant", "normal")}
+    file = files / f"{evaluated['image_id']}.png"
+    line = re.search(r"^\(printf .*\n.*curl.*$", (PROJECT / "README.md").read_text(), re.MULTILINE)[0]
+    with guarded(folder) as server, showing(folder, f"--app.url={server.url}") as page:
+        line = line.replace("scan.png", f"'{file}'").replace("http://127.0.0.1:5001", server.url)
+        (answer,) = json.loads(run_in(folder, "sh", "-c", line).stdout)["predictions"]
+        assert {name: answer[f"p_{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
+        tab = browser.new_page()
+        opened(tab, page)
+        upload(tab, ("scan.png", file.read_bytes()))
+        tab.get_by_role("button", name=words.SHEET).wait_for()
+        if answer["abstain"]:
+            tab.get_by_text(words.NUMBERS).click()
+        for name in expected:
+            tab.get_by_role("row", name=f"{name} {words.percent(answer[f'p_{name}'])}").wait_for()
+        tab.close()

@@ -1,7 +1,8 @@
 """`python -m ultrasound VERB [--section.key VALUE ...]`: what DVC stages and MLflow entry points call.
 
 A verb is a module of `ultrasound.commands` with a docstring (its help), `SECTIONS` (the parameters it reads), perhaps
-`FLAGS` (options of its own) and `run(params)`. Modules are imported when their verb is called: `--help` stays fast.
+`ARGUMENTS`, `OPTIONS` and `FLAGS` of its own (name -> help), `run(params)`, and perhaps `with_recipe`, see
+`params.load`. Modules are imported when their verb is called: `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ class Verbs(click.Group):
             "compare",
             "evaluate",
             "register",
+            "serve",
+            "predict",
+            "app",
         ]
         found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
         return sorted(found, key=lambda verb: (order.index(verb) if verb in order else len(order), verb))
@@ -67,14 +71,20 @@ class Verb(click.Command):
     """One verb; every parameter of params.yaml is an option of it, its own sections are in the help."""
 
     def __init__(self, name: str) -> None:
-        doc, self.sections, self.flags = _described(name)
-        switches = [click.Option([f"--{flag}"], is_flag=True, help=text) for flag, text in self.flags.items()]
-        every: list[click.Parameter] = [*(_option(*key) for key in params.known()), *switches]
+        doc, self.sections, own = _described(name)
+        self.arguments, self.options, self.flags = (own[kind] for kind in ("ARGUMENTS", "OPTIONS", "FLAGS"))
+        every: list[click.Parameter] = [
+            *(click.Argument([argument]) for argument in self.arguments),
+            *(_option(*key) for key in params.known()),
+            *(click.Option([f"--{option}"], help=text) for option, text in self.options.items()),
+            *(click.Option([f"--{flag}"], is_flag=True, help=text) for flag, text in self.flags.items()),
+        ]
         super().__init__(name, help=doc, callback=self._run, params=every)
 
     def _run(self, **options: Any) -> None:
         source = click.get_current_context().get_parameter_source
-        switches = {flag: options.pop(flag) for flag in self.flags}
+        names = [name.replace("-", "_") for name in (*self.arguments, *self.options, *self.flags)]  # as click has them
+        own = {name: options.pop(name) for name in names}
         given = {
             option.replace("__", "."): value
             for option, value in options.items()
@@ -89,7 +99,8 @@ class Verb(click.Command):
                 )
         raise_on_signals()
         try:
-            _imported(f"ultrasound.commands.{self.name}").run(params.load(given), **switches)
+            verb = _imported(f"ultrasound.commands.{self.name}")
+            verb.run(params.load(given, with_recipe=getattr(verb, "with_recipe", None)), **own)
         except KeyboardInterrupt as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
@@ -100,6 +111,9 @@ class Verb(click.Command):
             current = params.flatten(params.load())
         except InputError:
             current = {}
+        if self.arguments:
+            with formatter.section("arguments"):
+                formatter.write_dl([(name.upper(), text) for name, text in self.arguments.items()])
         for section in self.sections:
             rows = []
             for key, kind, text in params.known():
@@ -109,9 +123,10 @@ class Verb(click.Command):
             with formatter.section(f"{section} (params.yaml)"):
                 formatter.write_dl(rows, col_max=40)
         with formatter.section("also"):
-            switches = [(f"--{flag}", text) for flag, text in self.flags.items()]
+            own = [(f"--{name} TEXT", text) for name, text in self.options.items()]
+            own += [(f"--{flag}", text) for flag, text in self.flags.items()]
             formatter.write_dl(
-                [*switches, ("--help", "show this text"), ("--SECTION.KEY VALUE", "any other key of params.yaml")]
+                [*own, ("--help", "show this text"), ("--SECTION.KEY VALUE", "any other key of params.yaml")]
             )
 
 
@@ -150,20 +165,23 @@ class _Yaml(click.ParamType[Any]):
             self.fail(f"{value!r} is no valid YAML value", param, ctx)
 
 
-def _described(verb: str) -> tuple[str, tuple[str, ...], dict[str, str]]:
-    """Docstring, sections and flags of a verb's module. It is not imported, because it pulls in torch and MLflow."""
+def _described(verb: str) -> tuple[str, tuple[str, ...], dict[str, dict[str, str]]]:
+    """Docstring, sections, own options of a verb's module. It is not imported, because it pulls in torch and MLflow."""
     file = Path(commands.__path__[0]) / f"{verb}.py"
     tree = ast.parse(file.read_text())
     constants = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
-    flags = ast.literal_eval(constants["FLAGS"]) if "FLAGS" in constants else {}
-    return ast.get_docstring(tree) or "", ast.literal_eval(constants["SECTIONS"]), flags
+    own = {
+        kind: ast.literal_eval(constants[kind]) if kind in constants else {}
+        for kind in ("ARGUMENTS", "OPTIONS", "FLAGS")
+    }
+    return ast.get_docstring(tree) or "", ast.literal_eval(constants["SECTIONS"]), own
 
 
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="`dvc repro` runs download, split, preprocess and report; `mlflow run . -e VERB` runs leakage, probe, "
-    "train, tune, compare, evaluate, register and rollback as tracked runs.",
+    "train, segment, tune, compare, evaluate, register and rollback as tracked runs.",
 )
 @click.version_option(__version__)
 def cli() -> None:

@@ -8,7 +8,7 @@ of the wrong type is an error and never a silent choice. `load({"train.epochs": 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -29,8 +29,14 @@ def known() -> Iterator[tuple[str, str, str]]:
             yield f"{section}.{name}", _type_in_words(field.annotation), field.description or ""
 
 
-def load(overrides: Mapping[str, Any] | None = None, file: Path = FILE) -> Params:
+def load(
+    overrides: Mapping[str, Any] | None = None, file: Path = FILE, *, with_recipe: Callable[[Any], bool] | None = None
+) -> Params:
     """Read `file`, lay `overrides` (dotted key -> value) over it, and check the whole.
+
+    Args:
+        with_recipe: whether `segment.recipe` goes before the file, though not before the overrides; is given all
+            values, section -> key -> value, unchecked.
 
     Raises:
         ParameterError: the file is missing or no YAML, a key is unknown or missing, or a value is impossible.
@@ -43,7 +49,11 @@ def load(overrides: Mapping[str, Any] | None = None, file: Path = FILE) -> Param
         raise ParameterError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ParameterError(f"{file} must hold sections ({', '.join(SECTIONS)}), found {type(values).__name__}")
-    return _check(_lay_over(values, overrides or {}), str(file))
+    merged = _lay_over(values, overrides or {})
+    segment = merged.get("segment")
+    if with_recipe and with_recipe(merged) and isinstance(segment, dict) and isinstance(segment.get("recipe"), dict):
+        merged = _lay_over(_lay_over(merged, segment["recipe"]), overrides or {})
+    return _check(merged, str(file))
 
 
 def override(params: Params, overrides: Mapping[str, Any]) -> Params:

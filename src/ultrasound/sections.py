@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 Folds = Annotated[int, Field(ge=0)] | tuple[Annotated[int, Field(ge=0)], ...] | Literal["all"]
@@ -107,9 +108,9 @@ class Train(Section):
     ensemble: bool = Field(description="after several folds: the mean of the folds' models is the model, no refit")
     resume: bool = Field(description="continue an unfinished run of the same parameters, data and code")
     epochs: Count = Field(description="most epochs")
-    patience: Count = Field(description="stop after so many epochs without a better validation macro-F1")
+    patience: Count = Field(description="stop after so many epochs without a better validation macro-F1, or Dice")
     choose: Literal["best", "last"] = Field(
-        description="epoch whose weights are kept: best validation macro-F1, or last"
+        description="epoch whose weights are kept: best validation macro-F1 (Dice of segment), or last"
     )
     batch_size: Annotated[int, Field(ge=2)] | Literal["auto"] = Field(
         description="images a step, over all processes; auto: the most that fit on the GPU, at most 32"
@@ -124,7 +125,10 @@ class Train(Section):
     warmup: float = Field(ge=0, le=50, description="epochs of linear warm-up after the frozen ones")
     label_smoothing: Share = Field(description="share of each target that is spread over all classes")
     segmentation_weight: float = Field(
-        ge=0, le=100, description="weight of a second task beside the classes: where the lesion lies; 0: none"
+        ge=0, le=100, description="train: weight of a second task beside the classes: where the lesion lies; 0: none"
+    )
+    classification_weight: float = Field(
+        ge=0, le=100, description="segment: weight of a second task beside the outline: the class; 0: none"
     )
     class_weights: Literal["auto", "none"] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
         description="weights of the classes in the loss: auto = inverse frequency, none, or a number a class"
@@ -136,6 +140,20 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: CUDA where there is a GPU, else CPU")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(description="auto: bf16 on CUDA, fp32 on CPU")
     seed: Seed = Field(description="seed of weights, batches, augmentation and dropout")
+
+
+class Segment(Section):
+    """The segmenter: a U-Net over the backbone of `model`, trained as `train` says."""
+
+    name: Name = Field(description="registered model of the segmenter")
+    width: int = Field(ge=16, le=1024, description="channels of the decoder's first stage, each further has half")
+    recipe: dict[str, bool | int | float | str] = Field(
+        description="parameter of model, augment or train -> its value for segment, but for those of the command line"
+    )
+    offer: bool = Field(description="evaluate it on the locked test set, register it, offer it as champion")
+    min_dice: float = Field(ge=0, le=1, description="champions have this mean Dice over the test images with a lesion")
+    max_false: float = Field(ge=0, le=1, description="champions find a lesion in no larger share of those without")
+    margin: float = Field(ge=0, le=1, description="how much worse than the champion a better one may turn out, Dice")
 
 
 class Range(Section):
@@ -166,7 +184,10 @@ class Tune(Section):
     timeout: float = Field(ge=0, description="minutes after which no trial begins, 0: none")
     workers: Count = Field(description="processes of this machine that run trials; other machines join the study")
     folds: Folds = Field(description="development folds of every trial, as train.folds")
-    metric: str = Field(description="what trials are compared by, out of fold: a metric of scoring/metrics.py")
+    metric: str = Field(
+        description="what trials are compared by, out of fold: a metric of scoring/metrics.py, or of outlines: dice, "
+        "lesion_dice"
+    )
     direction: Literal["maximize", "minimize"] = Field(description="whether a higher or a lower value is better")
     sampler: Literal["tpe", "random"] = Field(description="tpe: multivariate, learns from the trials before")
     startup_trials: int = Field(ge=0, description="random trials before TPE, and finished ones before pruning")
@@ -203,7 +224,9 @@ class Calibrate(Section):
 class Evaluate(Section):
     """The locked test set."""
 
-    run: str = Field(description="run whose model is scored on the locked test set: latest, best, or a run id")
+    run: str = Field(
+        description="run whose model is scored on the locked test set: latest, best, segmenter (latest), or a run id"
+    )
     resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples of the 95 % intervals")
     explain: bool = Field(description="heat maps (Grad-CAM, not of transformers), and whether they lie on the lesions")
     gallery: int = Field(ge=0, le=200, description="images in each gallery: worst errors, surest hits")
@@ -213,12 +236,37 @@ class Register(Section):
     """The model registry."""
 
     name: Name = Field(description="registered model")
-    run: str = Field(description="run whose model becomes a version: best (validation macro-F1), latest, or a run id")
+    run: str = Field(
+        description="run whose model becomes a version: best (validation macro-F1), latest, segmenter, or a run id"
+    )
     min_sensitivity: float = Field(ge=0, le=1, description="champions find this share of the positive test images")
     max_ece: float = Field(ge=0, le=1, description="champions have no larger expected calibration error")
     margin: float = Field(
         ge=0, le=1, description="how much worse than the champion a better one may turn out, macro-F1"
     )
+
+
+class Serve(Section):
+    """The guarded server."""
+
+    alias: Name = Field(description="alias of the registered model that is served, and followed when it moves")
+    host: str = Field(description="address to listen on; 127.0.0.1 is this machine alone")
+    port: Port = Field(description="port to listen on")
+    at_once: Count = Field(description="requests that are decoded, or wait for the network, at once")
+    queue: int = Field(ge=0, description="requests that wait beyond those; further ones are answered with 429")
+    patience: float = Field(gt=0, description="seconds that a request's body may take to arrive")
+    poll: float = Field(gt=0, description="seconds between two looks at the alias")
+    drain: float = Field(ge=0, description="seconds that requests are given to finish when the server stops")
+
+
+class App(Section):
+    """The prototype diagnostic app."""
+
+    url: str = Field(pattern=r"^https?://", description="address of the server that answers")
+    outlines: Annotated[str, Field(pattern=r"^https?://")] | None = Field(
+        description="address of a server of the segmenter, whose outlines the page shows; null: none"
+    )
+    port: Port = Field(description="port of the page")
 
 
 class Leakage(Section):
@@ -241,12 +289,15 @@ class Params(Section):
     model: Model
     augment: Augment
     train: Train
+    segment: Segment
     tune: Tune
     compare: Compare
     leakage: Leakage
     calibrate: Calibrate
     evaluate: Evaluate
     register_: Register = Field(alias="register")
+    serve: Serve
+    app: App
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -280,6 +331,10 @@ class Params(Section):
             raise ValueError(
                 f"train.class_weights={weights}: give one weight for each of {len(self.data.classes)} classes"
             )
+        for key in self.segment.recipe:
+            section, _, name = key.partition(".")
+            if section not in ("model", "augment", "train") or name not in SECTIONS[section].model_fields:
+                raise ValueError(f"segment.recipe: there is no parameter {key} of model, augment or train")
         if self.calibrate.positive not in self.data.classes:
             raise ValueError(f"calibrate.positive={self.calibrate.positive}: data.classes are "
                              f"{', '.join(self.data.classes)}")  # fmt: skip

@@ -144,7 +144,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error_in_time_that_names_the_alterna
             server.listen()
         done, seconds = create_from_hub(f"http://127.0.0.1:{server.getsockname()[1]}", tmp_path)
     assert done.returncode
-    assert seconds < 30
+    assert seconds < 60  # of which starting Python and importing timm may take half, on a slow machine
     last = done.stderr.strip().splitlines()[-1]
     assert all(word in last for word in ("InputError", "packaged", "none", "path", "resnet18")), last
 
@@ -179,4 +179,4 @@ def test_weights_come_from_the_hub_and_then_from_its_cache(tmp_path):
     server.server_close()
     offline, seconds = create_from_hub(endpoint, tmp_path / "home")
     assert offline.returncode == 0, offline.stderr
-    assert seconds < 30
+    assert seconds < 60  # of which starting Python and importing timm may take half, on a slow machine

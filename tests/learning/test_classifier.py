@@ -7,8 +7,10 @@ import torch
 
 from ultrasound.errors import InputError
 from ultrasound.images.preparation import Preparation
+from ultrasound.inference.calibration import Calibration
 from ultrasound.learning import backbone, classifier
-from ultrasound.learning.classifier import Calibration, Classifier
+from ultrasound.learning.classifier import Classifier
+from ultrasound.scoring import resemblance
 
 
 @pytest.fixture
@@ -16,7 +18,9 @@ def saved(tmp_path):
     torch.manual_seed(0)
     network = classifier.Ensemble([backbone.Network("test_resnet", 3, 8, 0.2)], flip=False)
     calibration = Calibration(1.7, "malignant", 0.3, (0.2, 0.1, 0.05), 0.95, 0.9, 120, "of a test")
-    model = Classifier(network, ("benign", "malignant", "normal"), Preparation(48), "0123", calibration)
+    scans = np.random.default_rng(1).integers(0, 255, (12, 48, 48)).astype(np.uint8)
+    familiarity = resemblance.fit(scans, np.arange(12))
+    model = Classifier(network, ("benign", "malignant", "normal"), Preparation(48), "0123", calibration, familiarity)
     model.save(tmp_path / "classifier")
     return model, tmp_path / "classifier"
 
@@ -29,6 +33,7 @@ def test_saved_and_loaded_classifiers_answer_alike(saved):
     assert loaded.labels == model.labels
     assert loaded.preparation == model.preparation
     assert loaded.calibration == model.calibration
+    assert loaded.familiarity == model.familiarity
     np.testing.assert_allclose(loaded.probabilities(images[:1]), model.probabilities(images)[:1], atol=1e-6)
 
 
@@ -44,6 +49,9 @@ def test_its_probabilities_are_calibrated_and_decide_sets(saved):
 def test_one_that_was_not_calibrated_is_not_saved(saved, tmp_path):
     with pytest.raises(AssertionError, match="not calibrated"):
         dataclasses.replace(saved[0], calibration=None).save(tmp_path / "other")
+    with pytest.raises(AssertionError, match="what this classifier knows was not measured"):
+        dataclasses.replace(saved[0], familiarity=None).save(tmp_path / "another")
+    assert not (tmp_path / "other").exists() and not (tmp_path / "another").exists()
 
 
 def test_a_classifier_holds_no_pickle(saved):

@@ -8,7 +8,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
-from ultrasound.learning.classifier import Calibration
+from ultrasound.inference.calibration import Calibration
 from ultrasound.scoring import calibration, figures, metrics
 
 

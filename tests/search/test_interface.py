@@ -56,7 +56,7 @@ def address(searched):
 @pytest.fixture
 def tab(browser):
     context = browser.new_context(viewport=WIDE, reduced_motion="reduce")
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)
     yield context.new_page()
     context.close()
 

@@ -5,6 +5,8 @@ from tests.conftest import PROJECT
 from ultrasound import params
 from ultrasound.errors import ParameterError
 from ultrasound.search import space as spaces
+from ultrasound.tracking.classification import CLASSIFICATION
+from ultrasound.tracking.segmentation import SEGMENTATION
 
 
 def with_space(**space):
@@ -29,6 +31,30 @@ def test_spaces_that_mean_nothing_are_refused_before_the_first_trial(key, allowe
     with pytest.raises(ParameterError) as caught:
         spaces.check(with_space(**{key: allowed}))
     assert words in str(caught.value)
+
+
+def test_what_is_searched_for_follows_from_the_metric_and_its_space_must_mean_something_to_it():
+    def of(metric, *space):
+        changes = {"tune.metric": metric, "tune.space": {key: {"low": 16, "high": 64} for key in space}}
+        return params.load(changes, PROJECT / "params.yaml")
+
+    outlines, classes = of("lesion_dice", "segment.width"), of("macro_f1", "train.batch_size")
+    spaces.check(outlines)
+    spaces.check(classes)
+    assert spaces.task(outlines) is SEGMENTATION and spaces.task(classes) is CLASSIFICATION
+    shared = spaces.fixed_values(outlines)
+    assert "model.dropout" not in shared and "segment.width" not in shared and "train.epochs" in shared
+    assert spaces.fixed_values(of("dice", "train.batch_size"))["segment.width"] == outlines.segment.width
+    with pytest.raises(ParameterError, match=r"train\.layer_decay: a U-Net"):
+        spaces.check(params.override(outlines, {"train.layer_decay": 0.9}))
+    with pytest.raises(ParameterError, match=r"segment\.recipe: model\.dropout means nothing"):
+        spaces.check(params.override(outlines, {"segment.recipe": {"model.dropout": 0.1}}))
+    assert "model.dropout" in spaces.fixed_values(classes) and "segment.width" not in spaces.fixed_values(classes)
+    for metric, key in (("dice", "model.head_width"), ("macro_f1", "segment.width")):
+        with pytest.raises(ParameterError, match=f"{key} means nothing where {metric} is compared"):
+            spaces.check(of(metric, key))
+    with pytest.raises(ParameterError, match=r"tune\.metric=beauty: there are accuracy, .*or of outlines dice, lesion"):
+        spaces.check(of("beauty", "train.batch_size"))
 
 
 def test_drawn_values_lie_in_the_space_and_have_the_parameters_type():

@@ -12,7 +12,9 @@ from ultrasound.params import flatten
 from ultrasound.scoring.intervals import Interval
 from ultrasound.sections import Params
 from ultrasound.tracking import comparison, provenance, runs
+from ultrasound.tracking.classification import CLASSIFICATION
 from ultrasound.tracking.resume import Resume
+from ultrasound.tracking.task import meaningful
 
 SECTIONS = ("compare", "model", "augment", "train")
 
@@ -24,7 +26,7 @@ def run(params: Params) -> None:
     comparison.check(params, data)
     page = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
-    values = flatten(params, ("data", "split", "preprocess", *SECTIONS))
+    values = meaningful(CLASSIFICATION, flatten(params, ("data", "split", "preprocess", *SECTIONS)))
     resume = Resume(provenance.resume_key("compare", values, tags), CHECKPOINTS) if params.train.resume else None
     with runs.run("compare", f"compare-{len(params.compare.models)}-models", values, tags, resume) as run_id:
         runs.log_file(page)

@@ -7,9 +7,10 @@ set rarely: every choice that is made by its score makes the score less true. `r
 from ultrasound.commands import CATALOG, PREPARED
 from ultrasound.images import catalog, prepared
 from ultrasound.params import flatten
+from ultrasound.scoring import outlines
 from ultrasound.scoring.evaluation import as_text
 from ultrasound.sections import Params
-from ultrasound.tracking import evaluation, provenance, runs, store
+from ultrasound.tracking import evaluation, outline_offering, provenance, runs, store
 
 SECTIONS = ("evaluate",)
 
@@ -19,7 +20,14 @@ def run(params: Params) -> None:
     provenance.require_current(params)
     data = prepared.read(PREPARED)
     tags = provenance.tags(data)
-    found = store.find(params.evaluate.run, {key: tags[key] for key in provenance.DIGESTS})
+    digests = {key: tags[key] for key in provenance.DIGESTS}
+    if segmenter := store.find_segmenter(params.evaluate.run, digests):
+        with runs.run("evaluate", f"evaluate-{segmenter.info.run_name}", flatten(params, SECTIONS), tags) as run_id:
+            outlined = outline_offering.evaluate(segmenter.data.tags[store.SEGMENTER_TAG], data, catalog.read(CATALOG))
+        print(f"locked test set, {len(outlined.table)} images with a known outline; run {segmenter.info.run_id}")
+        print(f"{outlines.as_text(outlined.scores)}\nrun {run_id}")
+        return
+    found = store.find(params.evaluate.run, digests)
     model_uri = found.data.tags[store.MODEL_TAG]
     with runs.run("evaluate", f"evaluate-{found.info.run_name}", flatten(params, SECTIONS), tags):
         scored = evaluation.evaluate(model_uri, data, catalog.read(CATALOG), params, found)

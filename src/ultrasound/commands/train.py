@@ -12,10 +12,10 @@ from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.processes import is_main
 from ultrasound.params import flatten
 from ultrasound.sections import Params
-from ultrasound.tracking import folds, provenance, runs, training
-from ultrasound.tracking.folds import CrossValidation
+from ultrasound.tracking import classification, folds, provenance, runs, training
+from ultrasound.tracking.classification import CLASSIFICATION, CrossValidation
 from ultrasound.tracking.resume import Resume
-from ultrasound.tracking.training import Trained
+from ultrasound.tracking.task import Trained, meaningful
 
 SECTIONS = ("model", "augment", "train", "calibrate")
 SHOWN = ("macro_f1", "accuracy", "balanced_accuracy", "macro_auc")
@@ -27,7 +27,7 @@ def run(params: Params) -> None:
     data = prepared.read(PREPARED)
     report = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
-    values = flatten(params, ("data", "split", "preprocess", *SECTIONS))
+    values = meaningful(CLASSIFICATION, flatten(params, ("data", "split", "preprocess", *SECTIONS)))
     resume = Resume(provenance.resume_key("train", values, tags), CHECKPOINTS) if params.train.resume else None
     with runs.run("train", f"train-{params.model.name}", values, tags, resume) as run_id:
         runs.log_file(report)
@@ -37,7 +37,7 @@ def run(params: Params) -> None:
         else:
             checkpoints = Checkpoints(CHECKPOINTS / run_id / "fold")
             trained = training.train(params, data, params.model.name, params.folds[0], checkpoints=checkpoints)
-            metrics = training.log(trained, data, params.calibrate)
+            metrics = classification.log(trained, data, params)
     if is_main():
         _print_folds(crossed) if len(params.folds) > 1 else _print_epochs(trained, metrics, params.folds[0])
         print(f"run {run_id}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import huggingface_hub
 import requests
@@ -46,7 +46,29 @@ class Dropout(nn.Module):
         return rows * (drawn[first : first + len(rows)] >= self.rate) / (1 - self.rate)
 
 
-class Network(nn.Module):
+class Trainable(nn.Module):
+    """A network of a backbone, whose weights may come from elsewhere, and a head, which begins from nothing.
+
+    Attributes:
+        mean, std: (1, 3, 1, 1) of the images that the backbone's weights were learnt from; they travel with it.
+    """
+
+    backbone: Any
+    head: Any
+    mean: Tensor
+    std: Tensor
+
+    def know_statistics(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Keep mean and deviation of three channels."""
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """(b, 1, height, width) float in [0, 1] -> (b, 3, height, width) as the backbone knows images."""
+        return (images.expand(-1, 3, -1, -1) - self.mean) / self.std
+
+
+class Network(Trainable):
     """Grey images -> class logits: normalise, backbone, dropout, dense, activation, dropout, classes.
 
     Args:
@@ -60,27 +82,20 @@ class Network(nn.Module):
         ParameterError: timm knows no such model, or it has no residual branches to leave out.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, name: str, classes: int, head_width: int, dropout: float, drop_path: float = 0.0) -> None:
         super().__init__()
         self.classes = classes
         self.architecture: Architecture = {
             "name": name, "classes": classes, "head_width": head_width, "dropout": dropout,
         }  # fmt: skip
-        if not timm.is_model(name):
-            near = " or ".join(difflib.get_close_matches(name, timm.list_models())) or "one of timm.list_models()"
-            raise ParameterError(f"model.name={name!r} is no model of timm {timm.__version__}; did you mean {near}?")
+        _require_model(name)
         residual = {"drop_path_rate": drop_path} if drop_path else {}
         try:
             self.backbone = timm.create_model(name, pretrained=False, num_classes=0, **residual)
         except TypeError:
             raise ParameterError(f"model.drop_path={drop_path}: {name} has no drop path; set it to 0") from None
         config = timm.data.resolve_model_data_config(self.backbone)
-        # The model's own statistics travel with its weights.
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
+        self.know_statistics(config["mean"], config["std"])
         with torch.no_grad():
             width = self.backbone.eval()(torch.zeros(1, *config["input_size"])).shape[1]
         self.input_size: tuple[int, int] = config["input_size"][1:]
@@ -109,7 +124,7 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the head is given: (b, 1, height, width) float in [0, 1] -> (b, features)."""
-        features: Tensor = self.backbone(self._normalised(images))
+        features: Tensor = self.backbone(self.normalised(images))
         return features
 
     def features_and_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +132,7 @@ class Network(nn.Module):
 
         (b, 1, height, width) float in [0, 1] -> (b, features), (b, channels, about height / 16, width / 16).
         """
-        last, maps = self.backbone.forward_intermediates(self._normalised(images), indices=2)
+        last, maps = self.backbone.forward_intermediates(self.normalised(images), indices=2)
         return self.backbone.forward_head(last, pre_logits=True), maps[0]
 
     def maps(self, images: Tensor) -> Tensor:
@@ -125,15 +140,12 @@ class Network(nn.Module):
 
         Those of most transformers have another shape.
         """
-        maps: Tensor = self.backbone.forward_features(self._normalised(images))
+        maps: Tensor = self.backbone.forward_features(self.normalised(images))
         return maps
 
     def answer_to_maps(self, maps: Tensor) -> Tensor:
         """What the network says to its own `maps`: (b, classes) logits."""
         return self.answer(self.backbone.forward_head(maps, pre_logits=True))
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        return (images.expand(-1, 3, -1, -1) - self.mean) / self.std
 
 
 def create(name: str, weights: str, classes: int, head_width: int, dropout: float, drop_path: float = 0.0) -> Network:
@@ -157,7 +169,39 @@ def create(name: str, weights: str, classes: int, head_width: int, dropout: floa
     return network
 
 
-def require_size(network: Network, size: int) -> None:
+def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the three channels that a timm model's own weights were learnt with.
+
+    Raises:
+        ParameterError: timm knows no such model.
+    """
+    _require_model(name)
+    config = timm.data.resolve_data_config({}, model=timm.create_model(name, num_classes=0))
+    return config["mean"], config["std"]
+
+
+def load_pyramid(encoder: nn.Module, name: str, weights: str) -> None:
+    """Load weights into timm's `features_only` form of a model, as `create` loads them into the whole.
+
+    Raises:
+        ParameterError: weights that do not exist or do not fit.
+        InputError: the hub cannot be reached.
+    """
+    if weights == "none":
+        return
+    whole = create(name, weights, 1, 1, 0.0).backbone.state_dict()
+    # That form joins the names of some modules otherwise, and has not the last layers.
+    known = {key.replace(".", "_"): tensor for key, tensor in whole.items()}
+    try:
+        encoder.load_state_dict({key: known[key.replace(".", "_")] for key in encoder.state_dict()})
+    except (KeyError, RuntimeError):
+        raise ParameterError(
+            f"model.name={name}: the weights of this backbone cannot be found again in its U-Net form; take another "
+            "one, or model.weights=none"
+        ) from None
+
+
+def require_size(network: Trainable, size: int) -> None:
     """Check that a network takes square images of `size` pixels.
 
     Raises:
@@ -177,6 +221,12 @@ def is_cached(name: str) -> bool:
     """Whether the hub's ImageNet weights of a model are on this machine already."""
     repository = _hub_repository(name)
     return repository is not None and isinstance(huggingface_hub.try_to_load_from_cache(repository, WEIGHTS_FILE), str)
+
+
+def _require_model(name: str) -> None:
+    if not timm.is_model(name):
+        near = " or ".join(difflib.get_close_matches(name, timm.list_models())) or "one of timm.list_models()"
+        raise ParameterError(f"model.name={name!r} is no model of timm {timm.__version__}; did you mean {near}?")
 
 
 def _weights(name: str, weights: str, own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Everything that an answer needs, saved and loaded as one folder: weights, labels, preparation, calibration.
 
-`classifier.json` says what it is, `weights.safetensors` holds the network. No pickle is written or read.
+`classifier.json` says what it is, `weights.safetensors` holds the network. No pickle is written or read. What serves it
+without torch, the graphs of `learning/export.py`, may lie beside them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from ultrasound.errors import InputError
 from ultrasound.images.loading import Batches
 from ultrasound.images.preparation import Pixels, Preparation
+from ultrasound.inference.calibration import Calibration
+from ultrasound.inference.familiarity import Familiarity
 from ultrasound.learning.backbone import Network
 
 BATCH = 32
@@ -54,39 +56,6 @@ class Ensemble(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration:
-    """How the networks' probabilities become answers; fixed from images that they had not learnt from.
-
-    Attributes:
-        temperature: above 1, the networks were too certain.
-        positive: the class that the operating point is for.
-        threshold: at or above this probability an image is called positive.
-        set_thresholds: at or above these probabilities a class is in the prediction set.
-        sensitivity, coverage: what the thresholds were chosen for.
-        images: how many the three were fitted on.
-        fitted_on: which those were.
-    """
-
-    temperature: float
-    positive: str
-    threshold: float
-    set_thresholds: tuple[float, ...]
-    sensitivity: float
-    coverage: float
-    images: int
-    fitted_on: str
-
-    def probabilities(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Calibrated probabilities, by temperature scaling (Guo et al., ICML 2017): (n, classes) -> the same shape."""
-        logits = torch.from_numpy(raw).clamp(min=sys.float_info.min).log() / self.temperature
-        return softmax(logits)
-
-    def sets(self, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which classes the prediction set of each image holds: (n, classes) calibrated -> (n, classes)."""
-        return probabilities >= np.array(self.set_thresholds)
-
-
-@dataclasses.dataclass(frozen=True)
 class Classifier:
     """Trained networks and how to use them.
 
@@ -96,6 +65,7 @@ class Classifier:
         preparation: how a file becomes the network's input.
         data_digest: what it was trained on.
         calibration: None until it is known how the networks do on images that they have not learnt from.
+        familiarity: which images are like those that it has learnt from; None until then, too.
     """
 
     network: Ensemble
@@ -103,6 +73,7 @@ class Classifier:
     preparation: Preparation
     data_digest: str
     calibration: Calibration | None = None
+    familiarity: Familiarity | None = None
 
     def raw(self, images: Pixels) -> NDArray[np.float64]:
         """Class probabilities before calibration of prepared images: (n, size, size) uint8 -> (n, classes)."""
@@ -120,7 +91,9 @@ class Classifier:
         return self.calibration
 
     def save(self, folder: Path) -> None:
-        """Write the classifier, which must be calibrated, into a new or empty folder."""
+        """Write the classifier, which must be calibrated and know what it knows, into a new or empty folder."""
+        calibration = self.calibrated
+        assert self.familiarity is not None, "what this classifier knows was not measured"
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
         save_file(weights, folder / "weights.safetensors")
@@ -131,7 +104,8 @@ class Classifier:
             "members": len(self.network.members),
             "flip": self.network.flip,
             "data_digest": self.data_digest,
-            "calibration": dataclasses.asdict(self.calibrated),
+            "calibration": dataclasses.asdict(calibration),
+            "familiarity": dataclasses.asdict(self.familiarity),
         }
         (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -157,14 +131,12 @@ def load(folder: Path) -> Classifier:
     """
     try:
         facts = json.loads((folder / "classifier.json").read_text())
-        if "calibration" not in facts:
+        if "calibration" not in facts or "familiarity" not in facts:
             raise InputError(f"the classifier in {folder} was saved by an older version of this project: train anew")
         members = [Network(**facts["architecture"]) for _ in range(facts["members"])]
         network = Ensemble(members, flip=facts["flip"])
         network.load_state_dict(load_file(folder / "weights.safetensors"))
-        calibration = Calibration(
-            **{**facts["calibration"], "set_thresholds": tuple(facts["calibration"]["set_thresholds"])}
-        )
+        calibration, familiarity = Calibration.read(facts["calibration"]), Familiarity.read(facts["familiarity"])
     except FileNotFoundError as error:
         raise InputError(f"{folder} holds no classifier: {Path(error.filename or '').name} is missing") from None
     except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -175,4 +147,5 @@ def load(folder: Path) -> Classifier:
         Preparation(**facts["preparation"]),
         facts["data_digest"],
         calibration,
+        familiarity,
     )

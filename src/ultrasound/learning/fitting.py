@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,9 +12,11 @@ from accelerate.utils import set_seed
 from ultrasound.errors import ParameterError
 from ultrasound.images.loading import Batches
 from ultrasound.learning import memory, processes
-from ultrasound.learning.backbone import Network
+from ultrasound.learning.backbone import Trainable
 from ultrasound.learning.checkpoints import Checkpoints
-from ultrasound.learning.loop import EpochResult, Loop, Score
+from ultrasound.learning.classifying import Classifying
+from ultrasound.learning.loop import EpochResult, Loop
+from ultrasound.learning.step import Stepper
 from ultrasound.sections import Augment, Train
 
 
@@ -38,37 +41,40 @@ def accelerator(train: Train) -> Accelerator:
 
 
 def fit(
-    network: Network,
+    network: Trainable,
     training: Batches,
     validation: Batches | None,
     settings: Train,
     augment: Augment,
-    score: Score,
+    score: Any,
     device: Accelerator,
     checkpoints: Checkpoints | None = None,
     until: int | None = None,
     on_step: Callable[[], object] = lambda: None,
+    task: type[Stepper] = Classifying,
 ) -> Iterator[EpochResult]:
     """Train `network` in place; when the generator is exhausted, the network holds the weights of the chosen epoch.
 
     Every random number follows from seed, epoch and step, and every epoch ends with a checkpoint. A call that finds
     checkpoints yields their epochs again, then goes on after them as if it had never been stopped.
 
-    Training stops early after `settings.patience` epochs without a better `MONITOR` on the validation images, if
+    Training stops early after `settings.patience` epochs without a better validation metric, the task's `monitor`, if
     the best epoch is to be chosen.
 
     Args:
         validation: None to train on all there is; the last epoch is kept then.
-        score: turns class numbers and probabilities into metrics.
+        score: turns targets and answers of the task into metrics.
         until: the epoch to stop after, on the schedule of `settings.epochs`.
         on_step: called after every step, for a progress bar.
+        task: what is learnt.
 
     Raises:
         DivergedError: the loss is no longer finite.
         CheckpointError: a checkpoint cannot be written.
         TooLargeError: the GPU's memory is too small for the batch.
     """
-    loop = Loop(network, training, validation, settings, augment, score, device, on_step)
+    stepper = task(network, training, settings, augment, score, device)
+    loop = Loop(stepper, training, validation, settings, on_step)
     found = checkpoints.load() if checkpoints and device.is_main_process else None
     yield from loop.resume(processes.from_main(device, found))
     try:

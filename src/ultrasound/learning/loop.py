@@ -9,21 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ultrasound.images.loading import Batches
-from ultrasound.learning import processes, recipe, step
-from ultrasound.learning.backbone import Network
-from ultrasound.learning.classifier import Ensemble, softmax
+from ultrasound.learning import recipe, step
 from ultrasound.learning.divergence import REMEDY, DivergedError, LossWatch
 from ultrasound.learning.step import Stepper
-from ultrasound.sections import Augment, Train
-
-MONITOR = "macro_f1"  # the validation metric that chooses the epoch
-# (class numbers (n,), probabilities (n, classes)) -> metrics by name
-Score = Callable[[NDArray[np.int64], NDArray[np.float64]], Mapping[str, float]]
+from ultrasound.sections import Train
 
 
 class EpochResult(NamedTuple):
@@ -32,12 +25,12 @@ class EpochResult(NamedTuple):
     Attributes:
         epoch: from 1.
         train, validation: `loss` and what the score function returns. Training figures are collected on the way,
-            under augmentation and dropout; where images are mixed there is the loss alone. `validation` is empty
-            where no image validates.
+            under augmentation and dropout, and may be the loss alone. `validation` is empty where no image validates.
         learning_rate: of the backbone's last layers in the epoch's last step.
         images_per_second: training images, the epoch's validation left out.
         is_best: the monitored validation metric has not been better before.
-        probabilities: (validation images, classes).
+        probabilities: (validation images, ...), the answers of the task; where they are large, there are none in an
+            epoch of a checkpoint that can no longer be chosen.
     """
 
     epoch: int
@@ -46,24 +39,21 @@ class EpochResult(NamedTuple):
     learning_rate: float
     images_per_second: float
     is_best: bool
-    probabilities: NDArray[np.float64]
+    probabilities: NDArray[Any]
 
 
 class Loop:
     """A training between two epochs: all that a checkpoint holds, and what it takes to run the next epoch."""
 
     def __init__(
-        self, network: Network, training: Batches, validation: Batches | None, settings: Train, augment: Augment,
-        score: Score, device: Accelerator, on_step: Callable[[], object],
+        self, stepper: Stepper, training: Batches, validation: Batches | None, settings: Train,
+        on_step: Callable[[], object],
     ) -> None:  # fmt: skip
-        self.network, self.training, self.validation = network, training, validation
-        self.settings, self.score, self.device = settings, score, device
-        self.on_step = on_step
-        self.weights = recipe.class_weights(training.targets, network.classes, settings.class_weights)
-        self.stepper = Stepper(network, settings, augment, self.weights, device)
-        self.optimizer = self.stepper.optimizer
+        self.stepper, self.network, self.device = stepper, stepper.network, stepper.device
+        self.training, self.validation, self.settings, self.on_step = training, validation, settings, on_step
+        self.optimizer = stepper.optimizer
         self.rates = recipe.Rates(self.optimizer.optimizer, settings, len(training))
-        self.average = recipe.moving_average(network, settings.ema)
+        self.average = recipe.moving_average(stepper.learning, settings.ema)
         self.epoch, self.since_best, self.best = 0, 0, -math.inf
         self.best_weights: dict[str, Tensor] | None = None
         self.history: list[EpochResult] = []
@@ -94,35 +84,36 @@ class Loop:
             taken = self.stepper.take(images, target)
             watch.see(taken.loss, self.epoch, number, rate)
             if self.average:
-                self.average.update(self.network, done)
+                self.average.update(self.stepper.learning, done)
             steps.append(taken)
             targets.append(target)
             self.on_step()
         watch.end()
         seen = torch.cat(targets)
-        train = {"loss": step.mean(steps, "loss", "weight")}  # waits for the device, so the clock is right
+        # It waits for the device, so the clock is right.
+        train = {"loss": step.mean([(taken.loss, taken.weight) for taken in steps])}
         speed = len(seen) / (time.perf_counter() - started)
-        if not self.stepper.mixing.active:
-            train |= self.score(_numpy(seen), softmax(processes.joined(self.device, [taken.logits for taken in steps])))
-        if self.stepper.outliner:
-            train["outline_loss"] = step.mean(steps, "outline_loss", "outlined")
+        train |= self.stepper.scores(steps, seen)
+        for name in steps[0].more:
+            train[name] = step.mean([taken.more[name] for taken in steps])
         validation, probabilities = self._validate()
         self._require_finite(validation, rate)
-        is_best = bool(validation) and validation[MONITOR] > self.best
+        is_best = bool(validation) and validation[self.stepper.monitor] > self.best
         if is_best:
-            self.best, self.since_best = validation[MONITOR], 0
+            self.best, self.since_best = validation[self.stepper.monitor], 0
             if self.settings.choose == "best":
-                self.best_weights = _clone(self._answering().state_dict())
+                self.best_weights = _clone(self._network().state_dict())
         elif validation and not frozen:  # no plateau before the backbone learns
             self.since_best += 1
             self.rates.no_better(self.since_best)
         result = EpochResult(self.epoch, train, validation, rate, speed, is_best, probabilities)
         self.history.append(result)
+        self.history = self._without_old_answers()
         return result
 
     def finish(self) -> None:
         """Give the network the weights of the chosen epoch."""
-        self.network.load_state_dict(self.best_weights or _clone(self._answering().state_dict()))
+        self.network.load_state_dict(self.best_weights or _clone(self._network().state_dict()))
 
     def state(self) -> dict[str, Any]:
         """What `resume` needs. Random numbers follow from epoch and step, so no generator's state is kept."""
@@ -162,29 +153,35 @@ class Loop:
 
     def _require_finite(self, validation: Mapping[str, float], rate: float) -> None:
         """An epoch whose last step broke the weights has finite losses; it must not become a checkpoint or a model."""
-        weights = (weight.detach().sum() for weight in self._answering().parameters())
+        weights = (weight.detach().sum() for weight in self._network().parameters())
         if not math.isfinite(validation["loss"] if validation else float(torch.stack([*weights]).sum())):
             where = f"after epoch {self.epoch}, at learning rate {rate:.2g}"
             raise DivergedError(f"the weights are no longer finite {where}: {REMEDY}")
 
     def _answering(self) -> nn.Module:
-        """The network that answers: the moving average, if there is one."""
-        return self.average.module if self.average else self.network
+        """What answers, a second head included: the moving average, if there is one."""
+        learning: nn.Module = self.average.module if self.average else self.stepper.learning
+        return learning
 
-    def _validate(self) -> tuple[dict[str, float], NDArray[np.float64]]:
+    def _network(self) -> nn.Module:
+        """The network of what answers."""
+        return self.stepper.network_of(self._answering())
+
+    def _without_old_answers(self) -> list[EpochResult]:
+        """The history without the answers of epochs that cannot be chosen any more, where those are large."""
+        if self.stepper.has_small_answers:
+            return self.history
+        last_best = max((result.epoch for result in self.history if result.is_best), default=0)
+        return [
+            result if result.epoch in (last_best, self.epoch)
+            else result._replace(probabilities=result.probabilities[:0])
+            for result in self.history
+        ]  # fmt: skip
+
+    def _validate(self) -> tuple[dict[str, float], NDArray[Any]]:
         if self.validation is None:
-            return {}, np.empty((0, self.network.classes))
-        model = Ensemble([self._answering()], flip=self.settings.test_flip).eval()
-        found = []
-        with torch.inference_mode(), self.device.autocast():
-            for images, _ in self.validation.in_order():
-                rows = processes.share(self.device, len(images))
-                found.append(model(images[rows].float() / 255).float())
-        logits, targets = processes.joined(self.device, found), self.validation.targets.cpu()
-        weights = self.weights.cpu()
-        loss = recipe.loss(logits, recipe.smooth(targets, self.network.classes, 0), weights) / weights[targets].sum()
-        probabilities = softmax(logits)
-        return {"loss": float(loss), **self.score(_numpy(targets), probabilities)}, probabilities
+            return {}, np.empty(0)
+        return self.stepper.validate(self._answering(), self.validation)
 
 
 _NUMBERS = ("epoch", "since_best", "best")
@@ -199,8 +196,3 @@ def _seed(seed: int, step: int) -> None:
 
 def _clone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _numpy(targets: Tensor) -> NDArray[np.int64]:
-    array: NDArray[np.int64] = targets.cpu().numpy()
-    return array

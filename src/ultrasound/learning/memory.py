@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from ultrasound.errors import InputError
-from ultrasound.learning.backbone import Network
+from ultrasound.learning.backbone import Trainable
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 LARGEST_BATCH = 32  # of train.batch_size=auto: larger ones give small data too few steps
@@ -30,7 +30,7 @@ def keep_freed() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def batch_that_fits(network: Network, size: int, device: Accelerator, most: int = LARGEST_BATCH) -> int | None:
+def batch_that_fits(network: Trainable, size: int, device: Accelerator, most: int = LARGEST_BATCH) -> int | None:
     """Largest batch of images of `size` pixels, `most` or a half, a quarter ... of it, that can be learnt from.
 
     Tries a step on a copy of the network, with room for the optimizer's and the average's copies of the weights.
@@ -53,7 +53,7 @@ def batch_that_fits(network: Network, size: int, device: Accelerator, most: int 
     return None
 
 
-def _try_step(network: Network, size: int, device: Accelerator, count: int) -> None:
+def _try_step(network: Trainable, size: int, device: Accelerator, count: int) -> None:
     trial = copy.deepcopy(network).train().requires_grad_(True)
     room = [torch.empty_like(weight) for weight in trial.parameters() for _ in range(3)]
     with device.autocast():

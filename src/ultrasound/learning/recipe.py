@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ultrasound.learning.backbone import Network
+from ultrasound.learning.backbone import Trainable
 from ultrasound.sections import Augment, Train
 
 PLATEAU_FACTOR = 0.3
@@ -23,7 +23,7 @@ WARMUP_START = 0.05  # of the peak learning rate
 
 
 def optimizer(
-    network: Network, settings: Train, *, fused: bool, second_head: nn.Module | None = None
+    network: Trainable, settings: Train, *, fused: bool, second_head: nn.Module | None = None
 ) -> torch.optim.Optimizer:
     """Adam or AdamW; layers and heads with their own learning rates, no decay of biases and norms."""
     decay = settings.weight_decay

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from ultrasound.images.preparation import Pixels
 from ultrasound.scoring import metrics
 from ultrasound.scoring.intervals import Interval
 
+TRUE_OUTLINE, FOUND_OUTLINE = "#ffd600", "#00d1ff"  # apart for every kind of colour vision, and from every grey
 # Of the classes, as on the pages that the figures stand on (images/report.css).
 CLASS_COLOURS = ("#0068a8", "#b84600", "#00785a", "#8a3f8f", "#7a6200", "#5b5f66")
 
@@ -92,6 +95,30 @@ def augmented(views: NDArray[np.float32], labels: Sequence[str]) -> Figure:
         if row == 0:
             panels[0].set_title("as prepared")
             panels[1].set_title("as trained on", loc="left")
+    return figure
+
+
+def outlines(pictures: Mapping[str, Sequence[tuple[Pixels, NDArray[np.bool_], NDArray[np.bool_], str]]]) -> Figure:
+    """Scans in rows, with the true outline and the found one.
+
+    Args:
+        pictures: what a row shows -> for each scan (height, width) pixels, true mask, found mask, and what it is.
+    """
+    columns = max((len(row) for row in pictures.values()), default=1)
+    shape = (max(len(pictures), 1), columns)
+    figure = Figure(figsize=(2.6 * columns, 2.8 * shape[0]), layout="constrained")
+    for panels, (title, row) in zip(figure.subplots(*shape, squeeze=False), pictures.items(), strict=False):
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, (pixels, truth, found, words) in zip(panels, row, strict=False):
+            axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+            for mask, colour, style in ((truth, TRUE_OUTLINE, "-"), (found, FOUND_OUTLINE, "--")):
+                if mask.any():
+                    axes.contour(mask, [0.5], colors=[colour], linestyles=style, linewidths=1.2)
+            axes.set_title(f"{title}\n{words}", fontsize=7)
+    handles = [Line2D([], [], color=TRUE_OUTLINE, label="true outline"),
+               Line2D([], [], color=FOUND_OUTLINE, ls="--", label="found")]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 

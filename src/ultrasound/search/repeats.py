@@ -15,15 +15,12 @@ import numpy as np
 import optuna
 
 from ultrasound.images.prepared import Prepared
-from ultrasound.params import flatten, override
-from ultrasound.scoring import comparisons
+from ultrasound.params import override
 from ultrasound.scoring.intervals import Interval
 from ultrasound.search import space, study
 from ultrasound.sections import Params
 from ultrasound.tracking import folds, runs
-from ultrasound.tracking.folds import CrossValidation
-
-METRICS = ("macro_f1", "balanced_accuracy", "accuracy", "macro_auc")
+from ultrasound.tracking.task import parameters
 
 
 class Repeat(NamedTuple):
@@ -32,12 +29,12 @@ class Repeat(NamedTuple):
     Attributes:
         seed: of the training.
         run_id: its run.
-        crossed: what came of it.
+        crossed: what came of it, as `Task.pool` returned it.
     """
 
     seed: int
     run_id: str
-    crossed: CrossValidation
+    crossed: Any
 
 
 class Repeats(NamedTuple):
@@ -61,7 +58,7 @@ def train(found: optuna.Study, params: Params, data: Prepared, tags: Mapping[str
         tags: of the children.
         state: folder of the run's checkpoints.
     """
-    chosen = study.best(found)
+    chosen, task = study.best(found), space.task(params)
     seeds = [params.train.seed + 1 + number for number in range(params.tune.repeats)]
 
     def trained(verb: str, values: Mapping[str, Any], seed: int, with_model: bool) -> Repeat:
@@ -71,33 +68,29 @@ def train(found: optuna.Study, params: Params, data: Prepared, tags: Mapping[str
              "train.ensemble": False},
         )  # fmt: skip
         name = f"{verb}-seed-{seed}"
-        shown = flatten(changed, ("model", "augment", "train"))
+        shown = parameters(task, changed)
         with runs.child(verb.partition("-")[0], name, shown, {**tags, "seed": str(seed)}) as run_id:
-            return Repeat(seed, run_id, folds.cross_validate(changed, data, state / name, with_models=False))
+            crossed = folds.cross_validate(changed, data, state / name, with_models=False, task=task)
+            return Repeat(seed, run_id, crossed)
 
     best = [trained(f"best-{chosen.number:03d}", chosen.params, seed, seed == seeds[0]) for seed in seeds]
-    _log_spread("best", best)
+    _log_spread("best", best, task.search.shown)
     if not best or chosen.params == space.defaults(params):
         return Repeats(best, [], {})
     defaults = [trained("defaults", {}, seed, False) for seed in seeds]
-    _log_spread("defaults", defaults)
-    first = best[0].crossed
-    groups = data.samples["group"].to_numpy()[first.rows]
-    before, after = ([repeat.crossed.probabilities for repeat in repeats] for repeats in (defaults, best))
-    gain = {
-        metric: comparisons.difference(metric, first.targets, before, after, groups, folds.RESAMPLES)
-        for metric in METRICS
-    }
+    _log_spread("defaults", defaults, task.search.shown)
+    before, after = ([repeat.crossed for repeat in repeats] for repeats in (defaults, best))
+    gain = task.search.gain(before, after, data)
     for metric, (value, low, high) in gain.items():
         runs.log_metrics({metric: value, f"{metric}_low": low, f"{metric}_high": high}, "gain")
     return Repeats(best, defaults, gain)
 
 
-def _log_spread(verb: str, repeats: list[Repeat]) -> None:
+def _log_spread(verb: str, repeats: list[Repeat], metrics: tuple[str, ...]) -> None:
     """Log mean and standard deviation over all folds of all seeds, and the out-of-fold score of every seed."""
-    for metric in METRICS if repeats else ():
+    for metric in metrics if repeats else ():
         over = [values[metric] for repeat in repeats for values in repeat.crossed.values.values()]
         deviation = float(np.std(over, ddof=1)) if len(over) > 1 else np.nan
         runs.log_metrics({f"{metric}_mean": float(np.mean(over)), f"{metric}_sd": deviation}, f"repeats_{verb}")
     for repeat in repeats:
-        runs.log_metrics({"macro_f1": repeat.crossed.pooled["macro_f1"]}, f"repeats_{verb}", step=repeat.seed)
+        runs.log_metrics({metrics[0]: repeat.crossed.intervals[metrics[0]].value}, f"repeats_{verb}", step=repeat.seed)

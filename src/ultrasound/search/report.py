@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from ultrasound.search import study, trials
 from ultrasound.tracking import runs
+from ultrasound.tracking.segmentation import SEGMENTATION
 
 # Name -> (interactive, picture); each needs so many complete trials.
 FIGURES: dict[str, tuple[Callable[..., Any], Callable[..., Any], int]] = {
@@ -38,12 +39,16 @@ def table(opened: optuna.Study) -> pd.DataFrame:
     return pd.DataFrame([_row(trial) for trial in opened.get_trials(deepcopy=False)])
 
 
-def fragment(best: FrozenTrial) -> str:
-    """The best parameters, to be pasted into params.yaml."""
+def fragment(opened: optuna.Study) -> str:
+    """The best parameters, to be pasted into params.yaml; of outlines as part of their recipe."""
+    of_outlines = opened.user_attrs["shared"]["tune.metric"] in SEGMENTATION.search.metrics
     sections: dict[str, dict[str, Any]] = {}
-    for key, value in best.params.items():
+    for key, value in study.best(opened).params.items():
         section, _, name = key.partition(".")
-        sections.setdefault(section, {})[name] = value
+        if of_outlines and section != "segment":
+            sections.setdefault("segment", {}).setdefault("recipe", {})[key] = value
+        else:
+            sections.setdefault(section, {})[name] = value
     return yaml.safe_dump(sections, sort_keys=False)
 
 
@@ -52,7 +57,7 @@ def log(opened: optuna.Study) -> None:
     best = study.best(opened)
     runs.log_metrics({opened.user_attrs["shared"]["tune.metric"]: best.value or 0.0, "trial": best.number}, "best")
     runs.tag(best_trial=trials.name(best.number))
-    runs.log_text(fragment(best), "best_params.yaml")
+    runs.log_text(fragment(opened), "best_params.yaml")
     runs.log_table(table(opened), "trials")
     left_out: list[str] = []
     page: list[str] = []

@@ -9,9 +9,12 @@ import optuna
 
 from ultrasound.errors import ParameterError
 from ultrasound.params import flatten, override
-from ultrasound.scoring.metrics import METRICS
 from ultrasound.sections import Params, Range
+from ultrasound.tracking.classification import CLASSIFICATION
+from ultrasound.tracking.segmentation import SEGMENTATION
+from ultrasound.tracking.task import WIDTH, Task, parameters
 
+TASKS = (CLASSIFICATION, SEGMENTATION)
 # A trial may not choose what decides whether trials can be compared, or what machine they run on.
 SECTIONS = ("model", "augment", "train")
 FIXED = (
@@ -21,6 +24,19 @@ FIXED = (
 # What is of one command or machine: trials may differ in it.
 OWN = ("train.folds", "train.refit", "train.ensemble", "train.resume", "train.device", "train.compile")
 COMPARED = ("tune.metric", "tune.direction", "tune.folds")  # what makes the values of two trials comparable
+
+
+def task(params: Params) -> Task:
+    """What is searched for: the task whose metric trials are compared by.
+
+    Raises:
+        ParameterError: no task has this metric.
+    """
+    for each in TASKS:
+        if params.tune.metric in each.search.metrics:
+            return each
+    known = "; or of outlines ".join(", ".join(each.search.metrics) for each in TASKS)
+    raise ParameterError(f"tune.metric={params.tune.metric}: there are {known}")
 
 
 def suggest(trial: optuna.Trial, params: Params) -> dict[str, Any]:
@@ -52,20 +68,21 @@ def check(params: Params) -> None:
     """Check that every key may be searched, and that the ends of its range, or its choices, are possible values.
 
     Raises:
-        ParameterError: one may not or is not, the key is unknown, a condition can never hold, or trials would be
-            compared by no metric or in the wrong direction.
+        ParameterError: one may not or is not, the key is unknown or means nothing to what is searched for, a condition
+            can never hold, or trials would be compared by no metric or in the wrong direction.
     """
-    name = params.tune.metric
-    if name not in METRICS:
-        raise ParameterError(f"tune.metric={name}: there are {', '.join(METRICS)}")
-    direction = "minimize" if METRICS[name].lower_is_better else "maximize"
+    name, search = params.tune.metric, task(params).search
+    search.check(params)
+    direction = "minimize" if search.metrics[name] else "maximize"
     if params.tune.direction != direction:
         raise ParameterError(f"tune.direction={params.tune.direction}, but to be better is to {direction} {name}")
     before: dict[str, Range] = {}
     for key, allowed in params.tune.space.items():
         for value in allowed.choices or (allowed.low, allowed.high):
             override(params, {key: value})
-        if key.partition(".")[0] not in SECTIONS or key in FIXED:
+        if key in search.unused:
+            raise ParameterError(f"tune.space: {key} means nothing where {name} is compared; leave it out of the space")
+        if (key.partition(".")[0] not in SECTIONS and key != WIDTH) or key in FIXED:
             raise ParameterError(f"tune.space: {key} cannot be searched, it would make trials incomparable")
         for other, value in allowed.when.items():
             if other not in before or value not in (before[other].choices or ()):
@@ -78,7 +95,7 @@ def check(params: Params) -> None:
 def fixed_values(params: Params) -> dict[str, Any]:
     """What all trials of a study share: the parameters that are not searched, and the space."""
     values = {
-        key: value for key, value in flatten(params, SECTIONS).items()
+        key: value for key, value in parameters(task(params), params).items()
         if key not in params.tune.space and key not in OWN
     }  # fmt: skip
     values |= {key: value for key, value in flatten(params, ("tune",)).items() if key in COMPARED}

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from numpy.typing import NDArray
 
 from ultrasound.errors import ParameterError, signals_wait
 from ultrasound.images import splitting
@@ -18,14 +19,13 @@ from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.divergence import DivergedError
 from ultrasound.learning.loop import EpochResult
 from ultrasound.learning.memory import TooLargeError
-from ultrasound.params import flatten, override
-from ultrasound.scoring import metrics
-from ultrasound.scoring.metrics import Targets
+from ultrasound.params import override
 from ultrasound.search import space, study
 from ultrasound.search.pruning import fold_end
 from ultrasound.search.workers import TrialError
 from ultrasound.sections import Params
-from ultrasound.tracking import models, runs, training
+from ultrasound.tracking import runs, training
+from ultrasound.tracking.task import parameters
 
 RETRY_OF = "retry_of"  # tag of its run
 
@@ -56,7 +56,7 @@ def run(
         chosen = override(params, drawn)
     except ParameterError as error:  # each value is possible, not all of them together
         raise TrialError(str(error)) from error
-    shown = flatten(chosen, ("model", "augment", "train")) | {"train.folds": list(params.tuned_folds)}
+    shown = parameters(space.task(params), chosen) | {"train.folds": list(params.tuned_folds)}
     origin = trial.user_attrs.get(study.ORIGIN, params.tune.sampler)
     about = {**tags, "trial": str(trial.number), study.ORIGIN: origin}
     if before is not None:
@@ -100,14 +100,13 @@ def _is_hopeless(trial: optuna.Trial, value: float, step: int) -> bool:
 
 
 def _folds(trial: optuna.Trial, params: Params, data: Prepared, state: Path) -> float:
-    metric, parts = params.tune.metric, []
-    score_of = metrics.METRICS[metric].of
+    metric, task, parts = params.tune.metric, space.task(params), []
     numbers = training.class_numbers(params, data)
     for number, fold in enumerate(params.tuned_folds):
         targets = numbers[data.rows(splitting.DEVELOPMENT, fold)]
 
-        def report(result: EpochResult, targets: Targets = targets) -> None:
-            value = score_of(targets, result.probabilities)
+        def report(result: EpochResult, targets: NDArray[np.int64] = targets) -> None:
+            value = task.search.of_epoch(metric, targets, result)
             is_last = result.epoch == fold_end(params, 0)  # that is the fold's end, reported below
             if not is_last and _is_hopeless(trial, value, result.epoch):
                 raise optuna.TrialPruned(
@@ -118,21 +117,15 @@ def _folds(trial: optuna.Trial, params: Params, data: Prepared, state: Path) -> 
         trained = training.train(
             params, data, f"{name(trial.number)}, fold {fold}", fold, prefix=f"fold_{fold}/" if number else "",
             checkpoints=Checkpoints(state / f"fold-{fold}") if params.train.resume else None,
-            on_epoch=report if number == 0 else lambda result: None,
+            on_epoch=report if number == 0 else lambda result: None, task=task,
         )  # fmt: skip
         parts.append(trained)
-        score = score_of(trained.targets, trained.chosen.probabilities)
+        score = task.search.of_epoch(metric, trained.targets, trained.chosen)
         runs.log_metrics({metric: score}, "folds", step=fold)
         is_last = number + 1 == len(params.tuned_folds)  # nothing is saved by giving up there
         if _is_hopeless(trial, score, fold_end(params, number)) and not is_last:
             raise optuna.TrialPruned(f"after {number + 1} folds: {metric} is behind the best trial's (Wilcoxon)")
-    targets = np.concatenate([part.targets for part in parts])
-    probabilities = np.concatenate([part.chosen.probabilities for part in parts])
-    labels = parts[0].model.labels
-    values = metrics.score(targets, probabilities, labels)
-    runs.log_metrics(values, "out_of_fold")
-    samples = data.samples.iloc[np.concatenate([part.rows for part in parts])]
-    runs.log_table(models.predictions(samples, labels, probabilities), "predictions_out_of_fold")
-    if not np.isfinite(values[metric]):
-        raise DivergedError(f"{metric} out of fold is {values[metric]}")
-    return values[metric]
+    value = task.search.of_trial(metric, parts, data)
+    if not np.isfinite(value):
+        raise DivergedError(f"{metric} out of fold is {value}")
+    return value

@@ -1,4 +1,7 @@
-"""A trained classifier is given its calibration, operating point and prediction sets, which are logged with its run."""
+"""A trained classifier is given what its answers need beside the networks; it is logged with its run.
+
+That is its calibration, operating point and prediction sets, and which images are like those that it has learnt from.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ import dataclasses
 import numpy as np
 
 from ultrasound.errors import InputError
-from ultrasound.learning.classifier import Calibration, Classifier
-from ultrasound.scoring import calibration, figures, metrics
+from ultrasound.images import splitting
+from ultrasound.images.prepared import Prepared
+from ultrasound.inference.calibration import Calibration
+from ultrasound.learning.classifier import Classifier
+from ultrasound.scoring import calibration, figures, metrics, resemblance
 from ultrasound.scoring.metrics import Probabilities, Targets
 from ultrasound.sections import Calibrate
 from ultrasound.tracking import runs
@@ -17,7 +23,7 @@ BEFORE_AFTER = ("log_loss", "brier", "ece")
 
 
 def calibrate(
-    model: Classifier, targets: Targets, raw: Probabilities, settings: Calibrate, fitted_on: str
+    model: Classifier, targets: Targets, raw: Probabilities, settings: Calibrate, fitted_on: str, prepared: Prepared
 ) -> Classifier:
     """Fix how a classifier's probabilities become answers; logs the figures of it with the active run.
 
@@ -25,9 +31,10 @@ def calibrate(
         targets: (n,) class numbers of images that the networks had not learnt from.
         raw: (n, classes) their probabilities.
         fitted_on: which images those are, in words.
+        prepared: whose development images are those that later ones must resemble.
 
     Raises:
-        InputError: none of them is of the positive class, or all are.
+        InputError: none of them is of the positive class, or all are; there are too few images.
     """
     is_positive = targets == model.labels.index(settings.positive)
     if not 0 < is_positive.sum() < len(targets):
@@ -61,4 +68,8 @@ def calibrate(
     curves = {"before": calibration.reliability(raw, targets), "after": calibration.reliability(probabilities, targets)}
     runs.log_figure(figures.reliability(curves, f"{len(targets)} images {fitted_on}"), "reliability")
     runs.log_report(dataclasses.asdict(found), "calibration")
-    return dataclasses.replace(model, calibration=found)
+    rows = prepared.rows(splitting.DEVELOPMENT)
+    groups = prepared.samples["group"].to_numpy(dtype=np.int64)[rows]
+    familiarity = resemblance.fit(prepared.images[rows], groups)
+    runs.log_report(dataclasses.asdict(familiarity), "familiarity")
+    return dataclasses.replace(model, calibration=found, familiarity=familiarity)

@@ -22,6 +22,8 @@ from ultrasound.scoring import comparisons, figures, intervals, metrics
 from ultrasound.scoring.intervals import Interval
 from ultrasound.sections import Params
 from ultrasound.tracking import folds, models, runs, training
+from ultrasound.tracking.classification import CLASSIFICATION
+from ultrasound.tracking.task import parameters
 
 METRICS = ("macro_f1", "balanced_accuracy", "macro_auc")
 PROBE = "probe"
@@ -184,7 +186,7 @@ def _as_name(word: str) -> str:
 
 def _trained(word: str, params: Params, prepared: Prepared, tags: Mapping[str, str], state: Path) -> Compared:
     name, size = _as_name(word), prepared.preparation.size
-    shown = flatten(params, ("model", "augment", "train"))
+    shown = parameters(CLASSIFICATION, params)
     with runs.child("compared", name, shown, tags) as run_id:
         crossed = folds.cross_validate(params, prepared, state / name, with_models=False)
         # Not by the clock: a comparison that was stopped goes on in another process.

@@ -16,7 +16,7 @@ from ultrasound.images import splitting
 from ultrasound.images.prepared import Prepared
 from ultrasound.scoring.intervals import Interval
 from ultrasound.sections import Params
-from ultrasound.tracking import card, models, reporting, runs, testing
+from ultrasound.tracking import card, models, reporting, runs, store, testing
 
 CARD = "model_card.md"
 
@@ -65,14 +65,9 @@ def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, params: 
 
 def known(model_uri: str, prepared: Prepared) -> Evaluation | None:
     """The evaluation of a model on the same data and split from an earlier run, if there is one."""
-    found = mlflow.search_runs(
-        filter_string=f"tags.evaluated_model = '{model_uri}' AND tags.data_digest = '{prepared.data_digest}' "
-        f"AND tags.split_digest = '{prepared.split_digest}' AND attributes.status = 'FINISHED'",
-        search_all_experiments=True, max_results=1, output_format="list",
-    )  # fmt: skip
-    if not found:
+    run_id = store.evaluation_of(model_uri, prepared.data_digest, prepared.split_digest)
+    if run_id is None:
         return None
-    run_id = found[0].info.run_id
     content = mlflow.artifacts.load_dict(f"runs:/{run_id}/{reporting.REPORT}.json")
     if "scores" not in content:
         return None  # of an older version of this project

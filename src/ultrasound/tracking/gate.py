@@ -14,9 +14,10 @@ import pandas as pd
 
 from ultrasound.scoring import comparisons, metrics
 from ultrasound.scoring.intervals import Interval
-from ultrasound.sections import Register
+from ultrasound.sections import Register, Segment
 
-METRIC = "macro_f1"
+METRIC, OUTLINE_METRIC = "macro_f1", "dice"  # by which versions are compared
+NAMES = {METRIC: "macro-F1", OUTLINE_METRIC: "Dice over all images"}
 REQUIRED = (*metrics.METRICS, "operating_sensitivity", "operating_specificity")  # others may have nothing to count
 
 
@@ -77,20 +78,48 @@ def judge(scores: Mapping[str, float], rules: Register, against: str, gain: Inte
         _at_least("sensitivity at the operating point", sensitivity, rules.min_sensitivity, "register.min_sensitivity"),
         _at_most("expected calibration error", error, rules.max_ece, "register.max_ece"),
     ]
+    return _judged(checks, METRIC, score, figures, rules.margin, "register.margin", against, gain)
+
+
+def judge_outlines(scores: Mapping[str, float], rules: Segment, against: str, gain: Interval | None) -> Verdict:
+    """Judge a version of the segmenter.
+
+    Args:
+        scores: of the version on the locked test set.
+        against: what it is compared with, in words; empty where there is no champion.
+        gain: Dice over all images above the champion's; None where there is none.
+    """
+    lesion_dice, false = scores["lesion_dice"], scores["false_lesion_rate"]
+    if not (math.isfinite(lesion_dice) and math.isfinite(false)):
+        return Verdict(False, ("The test set lacks images with a lesion, or without.",), {})
+    checks = [
+        _at_least("Dice of the lesions", lesion_dice, rules.min_dice, "segment.min_dice"),
+        _at_most("share of images without a lesion in which one is found", false, rules.max_false, "segment.max_false"),
+    ]
+    figures = {OUTLINE_METRIC: scores[OUTLINE_METRIC], "lesion_dice": lesion_dice, "false_lesion_rate": false}
+    score = scores[OUTLINE_METRIC]
+    return _judged(checks, OUTLINE_METRIC, score, figures, rules.margin, "segment.margin", against, gain)
+
+
+def _judged(
+    checks: list[tuple[bool, str]], metric: str, score: float, figures: dict[str, float], margin: float, key: str,
+    against: str, gain: Interval | None,
+) -> Verdict:  # fmt: skip
+    """Add what the champion that stands has to say."""
+    name, reasons = NAMES[metric], []
     if gain is None:
-        reasons = [f"Macro-F1 on the test set {score:.3f}, the first champion." if all(ok for ok, _ in checks)
-                   else f"Macro-F1 on the test set {score:.3f}."]  # fmt: skip
+        first = ", the first champion" if all(ok for ok, _ in checks) else ""
+        reasons.append(f"{name[0].upper()}{name[1:]} on the test set {score:.3f}{first}.")
     else:
         value, low, high = gain
         figures |= {"gain": value, "gain_low": low, "gain_high": high}
-        written = f"macro-F1 on the test set {score:.3f}, {value:+.3f} ({low:+.3f} to {high:+.3f}) against {against}"
+        written = f"{name} on the test set {score:.3f}, {value:+.3f} ({low:+.3f} to {high:+.3f}) against {against}"
         if value <= 0:
             checks.append((False, f"No better: {written}."))
-        elif low < -rules.margin:
-            checks.append((False, f"It may be worse by more than register.margin={rules.margin}: {written}."))
+        elif low < -margin:
+            checks.append((False, f"It may be worse by more than {key}={margin}: {written}."))
         else:
             checks.append((True, f"Better: {written}."))
-        reasons = []
     return Verdict(all(ok for ok, _ in checks), (*reasons, *(sentence for _, sentence in checks)), figures)
 
 

@@ -22,7 +22,7 @@ from ultrasound.params import flatten, override
 from ultrasound.scoring import figures, intervals, metrics
 from ultrasound.scoring.intervals import Interval
 from ultrasound.sections import Params
-from ultrasound.tracking import models, provenance, runs, training
+from ultrasound.tracking import classification, models, provenance, runs, training
 
 RANDOM, GROUPED, DIFFERENCE = "random", "grouped", "difference"
 PROTOCOLS = (RANDOM, GROUPED)
@@ -177,7 +177,7 @@ def _finetune(params: Params, prepared: Prepared, rows: NDArray[np.int64], targe
             name, values = f"{protocol}-seed{seed}-fold{fold}", flatten(chosen, ("model", "augment", "train"))
             with runs.child("leakage-fold", name, values, tags):
                 trained = training.train(chosen, changed, name, fold)
-                scored = training.log(trained, changed)
+                scored = classification.log(trained, changed)
             probabilities[np.searchsorted(rows, trained.rows)] = trained.chosen.probabilities
             done += 1
             print(

@@ -30,7 +30,7 @@ from ultrasound.errors import InputError, signals_wait
 from ultrasound.tracking import mutex
 from ultrasound.tracking.gate import Verdict
 from ultrasound.tracking.provenance import DIGESTS
-from ultrasound.tracking.store import MODEL_TAG
+from ultrasound.tracking.store import MANIFEST_TAG, MODEL_TAG
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 EVENTS = "events"
@@ -43,13 +43,18 @@ def model_uri(version: ModelVersion) -> str:
     return version.tags.get(MODEL_TAG) or f"models:/{version.name}/{version.version}"
 
 
-def version_of(run: Run, name: str, tags: Mapping[str, str]) -> ModelVersion:
-    """Make a version of `name` from a run's model, or return the one that was made from it before."""
-    uri = run.data.tags[MODEL_TAG]
+def version_of(run: Run, name: str, tags: Mapping[str, str], of: str = MODEL_TAG) -> ModelVersion:
+    """Make a version of `name` from a run's model, or return the one that was made from it before.
+
+    Args:
+        of: the run's tag that names the model.
+    """
+    uri = run.data.tags[of]
     for version in mlflow.MlflowClient().search_model_versions(f"name = '{name}'"):
         if model_uri(version) == uri:
             return version
-    return mlflow.register_model(uri, name, tags={MODEL_TAG: uri, "run_id": run.info.run_id, **tags})
+    known = {MODEL_TAG: uri, MANIFEST_TAG: run.data.tags[MANIFEST_TAG], "run_id": run.info.run_id}
+    return mlflow.register_model(uri, name, tags={**tags, **known})
 
 
 def champion(name: str) -> ModelVersion | None:

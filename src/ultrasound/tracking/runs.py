@@ -11,17 +11,20 @@ import functools
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import mlflow
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import Run
 from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
+from numpy.typing import NDArray
 
 from ultrasound import NOTICE
 from ultrasound.errors import signals_wait
@@ -193,6 +196,15 @@ def log_text(text: str, name: str) -> None:
 def log_table(table: pd.DataFrame, name: str) -> None:
     """Save a table among the run's artifacts as tables/NAME.csv."""
     mlflow.log_text(table.to_csv(index=False), f"tables/{name}.csv")
+
+
+@unless_muted
+def log_masks(image_ids: Sequence[str], masks: NDArray[np.bool_], name: str) -> None:
+    """Save masks (n, height, width) among the run's artifacts as masks/NAME.npz: arrays `image_id` and `masks`."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"{name}.npz")
+        np.savez_compressed(file, image_id=np.array(image_ids, dtype=str), masks=masks)
+        mlflow.log_artifact(str(file), "masks")
 
 
 @unless_muted

@@ -11,6 +11,8 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 from ultrasound.errors import InputError
 
 MODEL_TAG = "model_uri"  # of a run whose model can be evaluated and registered
+SEGMENTER_TAG = "segmenter_uri"  # the same of a run whose model is a segmenter
+MANIFEST_TAG = "manifest"  # of that run and its versions: the digest of the list of the model's files
 SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, or out of fold, at the chosen epoch
 
 
@@ -45,6 +47,44 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
             "run `mlflow run . -e train --env-manager local` first"
         )
     return runs[0]
+
+
+def find_segmenter(which: str, tags: Mapping[str, str]) -> Run | None:
+    """Find a run that has a segmenter: the latest if `which` is `segmenter`; a run id of another kind gives None.
+
+    Args:
+        tags: as of `find`.
+
+    Raises:
+        InputError: there is no segmenter, or it was trained on other data or another split.
+    """
+    if which == "segmenter":
+        wanted = [f"tags.{name} = '{value}'" for name, value in tags.items()] + [f"tags.{SEGMENTER_TAG} LIKE '%'"]
+        runs: list[Run] = mlflow.search_runs(
+            filter_string=" AND ".join([*wanted, "attributes.status = 'FINISHED'"]),
+            order_by=["attributes.start_time DESC"], search_all_experiments=True, max_results=1, output_format="list",
+        )  # fmt: skip
+        if not runs:
+            raise InputError(
+                f"no finished run with a segmenter of today's data and split in {mlflow.get_tracking_uri()}: "
+                "run `mlflow run . -e segment --env-manager local` first"
+            )
+        return runs[0]
+    if which in ("best", "latest") or SEGMENTER_TAG not in (found := get(which)).data.tags:
+        return None
+    if any(found.data.tags.get(name) != value for name, value in tags.items()):
+        raise InputError(f"run {which} was trained on other data or another split than today's: train anew")
+    return found
+
+
+def evaluation_of(model_uri: str, data_digest: str, split_digest: str) -> str | None:
+    """The id of a finished run that has scored a model on the test set of this data and split, if there is one."""
+    found: list[Run] = mlflow.search_runs(
+        filter_string=f"tags.evaluated_model = '{model_uri}' AND tags.data_digest = '{data_digest}' "
+        f"AND tags.split_digest = '{split_digest}' AND attributes.status = 'FINISHED'",
+        search_all_experiments=True, max_results=1, output_format="list",
+    )  # fmt: skip
+    return str(found[0].info.run_id) if found else None
 
 
 def get(run_id: str) -> Run:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from ultrasound.errors import InputError
 from ultrasound.images.catalog import SEPARATOR
-from ultrasound.images.preparation import Pixels, open_image
+from ultrasound.images.preparation import Pixels, Preparation, open_image
 from ultrasound.images.prepared import Prepared
 from ultrasound.images.slices import slices
+from ultrasound.inference.calibration import Calibration
 from ultrasound.learning import heat
-from ultrasound.learning.classifier import Calibration, Classifier
+from ultrasound.learning.classifier import Classifier
 from ultrasound.scoring import evaluation as scoring
 from ultrasound.scoring import metrics
 from ultrasound.scoring.evaluation import Answers
@@ -68,7 +69,7 @@ def test(
     if unknown := set(samples["label"]) - set(model.labels):
         raise InputError(f"the model knows {', '.join(model.labels)}, but the images are of {', '.join(unknown)}, too")
     described = catalog.set_index("image_id", drop=False).loc[prepared.samples["image_id"]]
-    images, masks = _pixels(model, prepared, rows, described.iloc[rows])
+    images, masks = pixels(model.preparation, prepared, rows, described.iloc[rows])
     groups, explained = samples["group"].to_numpy(dtype=np.int64), None
     if settings.explain and heat.has_maps(model.network, images.shape[1]):
         raw, explained = explaining.explain(model, images, masks, groups, settings.resamples)
@@ -84,17 +85,22 @@ def test(
                   by_slice, explained)  # fmt: skip
 
 
-def _pixels(
-    model: Classifier, prepared: Prepared, rows: NDArray[np.int64], described: pd.DataFrame
+def pixels(
+    preparation: Preparation, prepared: Prepared, rows: NDArray[np.int64], described: pd.DataFrame
 ) -> tuple[Pixels, NDArray[np.bool_]]:
-    """Images and masks as the model wants them, which may differ from the prepared ones."""
-    if model.preparation == prepared.preparation:
+    """Images and masks as a model wants them, which may differ from the prepared ones.
+
+    Args:
+        rows: positions in the prepared data.
+        described: the catalogue's rows of these images.
+    """
+    if preparation == prepared.preparation:
         return np.ascontiguousarray(prepared.images[rows]), np.ascontiguousarray(prepared.masks[rows])
     images, masks = [], []
     for file, outlines in zip(described["image"], described["masks"], strict=True):
         image = open_image(Path(file), file)
-        images.append(model.preparation.grey(image))
-        masks.append(model.preparation.mask(
+        images.append(preparation.grey(image))
+        masks.append(preparation.mask(
             [open_image(Path(outline), outline) for outline in outlines.split(SEPARATOR) if outline], image
         ))  # fmt: skip
     return np.stack(images), np.stack(masks)

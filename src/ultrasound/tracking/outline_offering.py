@@ -1,0 +1,132 @@
+"""From a run with a segmenter to a version in the registry: scored on the locked test set, judged, made champion."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+
+from ultrasound.errors import InputError, signals_wait
+from ultrasound.images import splitting
+from ultrasound.images.prepared import Prepared
+from ultrasound.scoring import outlines
+from ultrasound.scoring.intervals import Interval
+from ultrasound.sections import Params
+from ultrasound.tracking import gate, models, provenance, registry, runs, segmentation, store, testing
+from ultrasound.tracking.gate import Verdict
+
+TABLE = "outlines_test"
+RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Scores of one segmenter on the locked test set.
+
+    Attributes:
+        table: a row an image, with its id and group, of `outlines.per_image`.
+        run_id: the run that holds it.
+    """
+
+    table: pd.DataFrame
+    run_id: str
+
+    @functools.cached_property
+    def scores(self) -> dict[str, Interval]:
+        """Metric -> value with its 95 % interval."""
+        return outlines.scores(self.table, self.table["group"].to_numpy(dtype=np.int64), RESAMPLES)
+
+
+class Offered(NamedTuple):
+    """What became of a run's segmenter: its version, that on the locked test set, and whether it is champion."""
+
+    version: ModelVersion
+    evaluation: Evaluation
+    verdict: Verdict
+
+
+def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame) -> Evaluation:
+    """Score a segmenter on the test images with a known outline, and log all of it with the active run.
+
+    Raises:
+        InputError: no test image has a known outline.
+    """
+    rows = prepared.rows(splitting.TEST)
+    rows = rows[prepared.samples["outlined"].to_numpy(dtype=np.bool_)[rows]]
+    if not len(rows):
+        raise InputError("no test image has a mask, so that outlines cannot be scored")
+    runs.log_dataset(prepared, rows, "locked", "test")
+    model = models.load_segmenter(model_uri)
+    described = catalog.set_index("image_id", drop=False).loc[prepared.samples["image_id"].iloc[rows]]
+    images, truths = testing.pixels(model.preparation, prepared, rows, described)
+    founds = model.masks(images)
+    table = outlines.table(truths, founds)
+    samples = prepared.samples.iloc[rows]
+    scored = Evaluation(segmentation.log_images(images, samples, truths, founds, table, "test"), runs.active_id())
+    segmentation.log_scores(scored.scores, "test")
+    segmentation.log_slices(rows, table, prepared, catalog, "test")
+    runs.tag(evaluated_model=model_uri)
+    return scored
+
+
+def offer(found: Run, params: Params, prepared: Prepared, catalog: pd.DataFrame) -> Offered:
+    """Make a version of `segment.name` from a run's segmenter; it is champion if the gate says so.
+
+    Segmenters that were scored on the same test set before are not scored again; others in a child of the active run.
+    """
+    tags, name = provenance.tags(prepared), params.segment.name
+
+    def scored(model_uri: str, child: str) -> Evaluation:
+        if known := _known(model_uri, prepared):
+            return known
+        with runs.child("evaluate", child, {}, tags):
+            return evaluate(model_uri, prepared, catalog)
+
+    def scored_champion() -> tuple[ModelVersion | None, Evaluation | None]:
+        standing = registry.champion(name)
+        return standing, standing and scored(registry.model_uri(standing), f"evaluate-{standing.version}")
+
+    new = scored(found.data.tags[store.SEGMENTER_TAG], f"evaluate-{found.info.run_name}")
+    carried = {key: found.data.tags[key] for key in (*tags, "seed")} | {"evaluation_run": new.run_id}
+    scored_champion()  # it may take minutes, which is too long under the lock
+    with registry.locked(), signals_wait():
+        version = registry.version_of(found, name, carried, store.SEGMENTER_TAG)
+        before, other = scored_champion()
+        if not registry.is_comparable(version, tags):
+            verdict = Verdict(False, ("It was trained on other data or another split than today's.",), {})
+        elif before is not None and str(before.version) == str(version.version):
+            verdict = Verdict(True, ("It was champion before.",), {})
+        else:
+            against = f"version {before.version}" if before else ""
+            if before is not None and not registry.is_comparable(before, tags):
+                against += " (which was trained on other data or another split and may have learnt from these images)"
+            gain = _gain(new.table, other.table) if other is not None else None
+            scores = {metric: score.value for metric, score in new.scores.items()}
+            verdict = gate.judge_outlines(scores, params.segment, against, gain)
+        registry.settle(version, verdict, before)
+    runs.tag(registered_version=f"{version.name}/{version.version}", verdict=verdict.reason)
+    return Offered(version, new, verdict)
+
+
+def _known(model_uri: str, prepared: Prepared) -> Evaluation | None:
+    """The evaluation of a segmenter on the same data and split from an earlier run, if there is one."""
+    run_id = store.evaluation_of(model_uri, prepared.data_digest, prepared.split_digest)
+    if run_id is None:
+        return None
+    return Evaluation(
+        pd.read_csv(Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/tables/{TABLE}.csv"))), run_id
+    )
+
+
+def _gain(new: pd.DataFrame, other: pd.DataFrame) -> Interval:
+    """How much higher the Dice over all images is, with the interval of a paired bootstrap by group."""
+    other = other.set_index("image_id").loc[new["image_id"]].reset_index()
+    groups = new["group"].to_numpy(dtype=np.int64)
+    return outlines.difference(gate.OUTLINE_METRIC, [other], [new], groups, RESAMPLES)
