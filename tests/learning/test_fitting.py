@@ -45,7 +45,7 @@ def fit(stripes, network=None, folder=None, validate=True, until=None, augment=N
     images, targets = stripes
     chosen = params.override(settings(**train), {f"augment.{name}": value for name, value in (augment or {}).items()})
     device = fitting.accelerator(chosen.train)
-    network = network or backbone.create("test_resnet", "none", 3, 16, 0.1)
+    network = (network or backbone.create("test_resnet", "none", 3, 16, 0.1)).to(device.device)
     training, validation = (
         Batches(images, targets, chosen.train.batch_size, device.device, rows, masks=shown)
         for rows, shown in ((np.arange(32), masks), (np.arange(32, 48), None))

@@ -146,7 +146,7 @@ def fit(discs, folder=None, until=None, outlined=None, classes=None, **train):
     images, masks = discs
     chosen = settings(**train)
     device = fitting.accelerator(chosen.train)
-    network = segmenter.create("test_resnet", "none", 32)
+    network = segmenter.create("test_resnet", "none", 32).to(device.device)
     training, validation = (
         Batches(
             images,
