@@ -9,7 +9,7 @@ Preparation, in images/s, by turns:
 Start, in seconds:
   (e) `python -m ultrasound --help`, and `dvc repro` where nothing has changed
 
-Needs build/ (run `dvc repro`). Training settings are those of params.yaml.
+Needs build/ (run `dvc repro`). Training settings are those of params.yaml, or as `-P train.batch_size=64` says.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 import timm.data
 import torch
+import yaml
 from accelerate import Accelerator
 from PIL import Image
 from torch import nn
@@ -61,9 +62,13 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=["train", "prepare", "start"], nargs="+", default=["train", "prepare", "start"]
     )
+    parser.add_argument(
+        "-P", dest="values", action="append", default=[], metavar="KEY=VALUE", help="a parameter, as of `mlflow run`"
+    )
     arguments = parser.parse_args()
     try:
-        params = parameters.load({"model.name": arguments.model, "model.weights": "none"})
+        values = {key: yaml.safe_load(value) for key, _, value in (each.partition("=") for each in arguments.values)}
+        params = parameters.load(values | {"model.name": arguments.model, "model.weights": "none"})
         table, splits = catalog.read(BUILD / "catalog.csv"), splitting.read(BUILD / "splits.csv")
         preparation = Preparation(**params.preprocess.model_dump() | {"size": arguments.size})
         print(f"{_machine()}; {arguments.model}, {arguments.size} x {arguments.size} pixels")

@@ -130,6 +130,12 @@ class Train(Section):
     classification_weight: float = Field(
         ge=0, le=100, description="segment: weight of a second task beside the outline: the class; 0: none"
     )
+    empty_weight: float = Field(
+        ge=0,
+        le=1,
+        description="segment: weight of the Dice loss of an image without a lesion; below 1, more lesions are found, "
+        "true and false",
+    )
     class_weights: Literal["auto", "none"] | tuple[Annotated[float, Field(gt=0)], ...] = Field(
         description="weights of the classes in the loss: auto = inverse frequency, none, or a number a class"
     )

@@ -20,7 +20,7 @@ from ultrasound.scoring import metrics
 PLAIN = {
     "device": "cpu", "batch_size": 8, "learning_rate": 0.003, "warmup": 0, "choose": "best", "patience": 8, "freeze": 0,
     "optimizer": "adam", "head_rate": 1, "layer_decay": 1, "weight_decay": 0.0001, "segmentation_weight": 0,
-    "classification_weight": 0,
+    "classification_weight": 0, "empty_weight": 1,
     "label_smoothing": 0, "class_weights": "auto", "ema": 0, "test_flip": False,
 }  # fmt: skip
 

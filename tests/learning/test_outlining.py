@@ -56,6 +56,19 @@ def test_the_loss_agrees_with_its_definition():
     assert float(ours) == pytest.approx(entropy[0] + dice[0], rel=1e-5)
 
 
+def test_the_dice_loss_of_images_without_a_lesion_may_count_less():
+    masks, every = torch.zeros(2, 1, 8, 8), torch.ones(2)
+    masks[0, :, 2:6, 2:6] = 1
+    maps = torch.zeros(2, 1, 8, 8)
+
+    def of(weight, rows):
+        return float(outlining.loss(maps[rows], masks[rows], every[rows], weight))
+
+    assert of(0.0, slice(0, 1)) == of(1.0, slice(0, 1))
+    dice = 1 - 1 / (32 + 1)  # half of 64 pixels is found where there is none
+    assert of(0.25, slice(1, 2)) == pytest.approx(of(0.0, slice(1, 2)) + dice / 4, rel=1e-5)
+
+
 def test_images_without_a_mask_teach_the_second_head_nothing():
     masks = torch.full((2, 1, 8, 8), UNKNOWN, dtype=torch.uint8)
     masks[0] = 0

@@ -56,17 +56,20 @@ def is_known(masks: Tensor) -> Tensor:
     return masks[:, 0, 0, 0] != UNKNOWN
 
 
-def loss(maps: Tensor, masks: Tensor, known: Tensor) -> Tensor:
+def loss(maps: Tensor, masks: Tensor, known: Tensor, empty_weight: float = 1) -> Tensor:
     """Cross-entropy and Dice loss of lesion maps, summed over the images that have a mask.
 
     Args:
         maps: (b, 1, rows, columns) logits.
         masks: (b, 1, height, width) in [0, 1]; a cell of the map should give the lesion's share of it.
         known: (b,) whether an image has a mask.
+        empty_weight: of the Dice loss where the mask is empty. It punishes a single found pixel there as hard as a
+            lesion that is missed altogether.
     """
     share = F.adaptive_avg_pool2d(masks, (maps.shape[2], maps.shape[3]))
     entropy = F.binary_cross_entropy_with_logits(maps.float(), share, reduction="none").mean(dim=(1, 2, 3))
     found = torch.sigmoid(maps.float())
     overlap, both = (found * share).sum(dim=(1, 2, 3)), (found + share).sum(dim=(1, 2, 3))
     dice = 1 - (2 * overlap + 1) / (both + 1)  # the 1 lets an empty map be right where there is no lesion
-    return ((entropy + dice) * known).sum()
+    weight = torch.where(share.sum(dim=(1, 2, 3)) > 0, 1.0, empty_weight)
+    return ((entropy + dice * weight) * known).sum()

@@ -49,7 +49,7 @@ class Segmenting(Stepper):
         with self.device.autocast():
             output = self.model(images[rows, :1], rows.start, len(images))
         maps, logits = output if self.second_head else (output, None)
-        loss = outlining.loss(maps, images[rows, 1:], known[rows])
+        loss = outlining.loss(maps, images[rows, 1:], known[rows], self.settings.empty_weight)
         total = loss * (count / weight)  # the processes' gradients are averaged
         more = {}
         if logits is not None:
@@ -73,7 +73,7 @@ class Segmenting(Stepper):
                 probabilities = model(mine[:, :1].float() / 255)
                 known = outlining.is_known(mine[:, 1:]).float()
                 logits = probabilities.clamp(SMALLEST_SHARE, 1 - SMALLEST_SHARE).logit()
-                losses.append(outlining.loss(logits, mine[:, 1:].float() / LESION, known))
+                losses.append(outlining.loss(logits, mine[:, 1:].float() / LESION, known, self.settings.empty_weight))
                 found.append(quantised(probabilities))
                 masks.append(mine[:, 1])
                 if isinstance(learning, Classed):

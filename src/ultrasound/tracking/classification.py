@@ -180,7 +180,7 @@ def gain(
 
 SEARCH = Search(
     {name: metric.lower_is_better for name, metric in metrics.METRICS.items()}, INTERVALS,
-    (WIDTH, "train.classification_weight"), lambda params: None, of_epoch, of_trial, gain,
+    (WIDTH, "train.classification_weight", "train.empty_weight"), lambda params: None, of_epoch, of_trial, gain,
 )  # fmt: skip
 CLASSIFICATION = Task(
     Classifying, metrics.epoch_score, network,
