@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 import yaml
 from filelock import FileLock
+from hypothesis import settings
+
+settings.load_profile("ci")  # the same examples every time, however slow the machine is
 
 PROJECT = Path(__file__).parents[1]
 ARCHIVE = Path(os.environ.get("BUSI_ARCHIVE", PROJECT.parent / "shared/busi/Dataset_BUSI.zip")).resolve()
@@ -74,7 +77,7 @@ def copy_project(folder: Path, parameters: dict[str, dict[str, Any]]) -> Path:
     return folder
 
 
-def run_in(folder: Path, *command: str, expect: int | None = 0, timeout: float = 600, **extra: str) -> Any:
+def run_in(folder: Path, *command: str, expect: int | None = 0, timeout: float = 1500, **extra: str) -> Any:
     """Run a command in `folder`; unless `expect` is None its exit code must be that."""
     result = subprocess.run(
         command, cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=timeout, check=False

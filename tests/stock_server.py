@@ -31,11 +31,13 @@ def serving(project, model, manager="local", **variables):
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            for _ in range(120):
+            for _ in range(900):  # an environment may have to be made first
                 with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                     break
                 assert process.poll() is None, (project / "build/server.log").read_text()
                 time.sleep(1)
+            else:
+                raise AssertionError(f"the server did not come: {(project / 'build/server.log').read_text()}")
             yield f"http://127.0.0.1:{port}/invocations"
         finally:
             os.killpg(process.pid, signal.SIGKILL)

@@ -108,9 +108,13 @@ class Verb(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the options of the verb's own sections, with what params.yaml says now."""
         try:
-            current = params.flatten(params.load())
+            values = params.load()
+            current = {key: _short(value) for key, value in params.flatten(values).items()}
         except InputError:
             current = {}
+        else:
+            if self.name == "segment":
+                current |= {key: f"{_short(value)}, by segment.recipe" for key, value in values.segment.recipe.items()}
         if self.arguments:
             with formatter.section("arguments"):
                 formatter.write_dl([(name.upper(), text) for name, text in self.arguments.items()])
@@ -118,7 +122,7 @@ class Verb(click.Command):
             rows = []
             for key, kind, text in params.known():
                 if key.startswith(f"{section}."):
-                    now = f"  [{_short(current[key])}]" if key in current else ""
+                    now = f"  [{current[key]}]" if key in current else ""
                     rows.append((f"--{key} {kind.upper() if '|' not in kind else kind}", text + now))
             with formatter.section(f"{section} (params.yaml)"):
                 formatter.write_dl(rows, col_max=40)

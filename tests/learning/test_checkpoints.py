@@ -54,7 +54,8 @@ def test_a_process_that_is_killed_while_it_writes_leaves_only_whole_files(tmp_pa
         "for epoch in range(1, 1000): checkpoints.save(epoch, {'epoch': epoch, 'big': big + epoch})"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    while not (tmp_path / "epoch-00002.pt").exists():
+    while not any(file.stem > "epoch-00001" for file in tmp_path.glob("epoch-*.pt")):
+        assert process.poll() is None
         time.sleep(0.01)
     time.sleep(0.05)
     process.kill()

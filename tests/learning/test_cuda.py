@@ -16,8 +16,8 @@ stripes, discs = test_fitting.stripes, test_segmenter.discs  # fixtures
 PRECISIONS = ["fp32", "bf16", "fp16"]
 
 
-def fit(stripes, **options):
-    return test_fitting.fit(stripes, **{"device": "cuda", **options})
+def fit(stripes, network=None, **options):
+    return test_fitting.fit(stripes, network, **{"device": "cuda", **options})
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -42,11 +42,13 @@ def address(searched):
             command, cwd=searched, env=environment(), stdout=output, stderr=output, start_new_session=True
         )
     try:
-        for _ in range(120):
+        for _ in range(1200):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 break
             assert server.poll() is None, log.read_text()
             time.sleep(0.5)
+        else:
+            pytest.fail(f"the interface did not come: {log.read_text()}")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(server.pid, signal.SIGKILL)

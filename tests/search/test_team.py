@@ -47,11 +47,13 @@ def tracking_server(folder, database):
             env=environment(**settings),
         )  # fmt: skip
         try:
-            for _ in range(180):
+            for _ in range(600):
                 with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                     break
                 assert process.poll() is None, (folder / "server.log").read_text()
                 time.sleep(1)
+            else:
+                pytest.fail(f"the server did not come: {(folder / 'server.log').read_text()}")
             yield f"http://127.0.0.1:{port}"
         finally:
             os.killpg(process.pid, signal.SIGKILL)

@@ -46,7 +46,7 @@ def start(folder, *options):
     )  # fmt: skip
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     ends = time.time() + seconds
     while not condition():
         assert time.time() < ends, "it did not come"
@@ -148,7 +148,7 @@ def test_of_two_commands_one_joins_the_other(folder):
                "--train.epochs", "80", "--train.choose", "last", "--tune.folds", "[0]",
                "--tune.prune_epochs", "none")  # fmt: skip
     both = [start(folder, *options) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
+    said = [process.communicate(timeout=1200) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     parent = study(folder, "joined").user_attrs["parent_run"]
     assert sorted(f"run {parent}, held by another process" in words for words, _ in said) == [False, True]

@@ -346,7 +346,7 @@ def test_the_real_command_is_interrupted_killed_and_continued(served, scans, tmp
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > lines):
             time.sleep(0.005)
         process.send_signal(number)
-        said = process.communicate(timeout=60)
+        said = process.communicate(timeout=600)
         assert out.read_text() == "the table of last time"
         return process.returncode, *said
 

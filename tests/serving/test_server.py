@@ -316,7 +316,7 @@ def gauge(server, name):
 
 
 def wait_for(server, name, value):
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while gauge(server, name) != value:
         assert time.monotonic() < end, (name, gauge(server, name))
         time.sleep(0.02)
@@ -394,7 +394,7 @@ def test_a_version_that_does_not_load_or_was_changed_is_not_served(tiny_project,
     client = mlflow.MlflowClient(f"sqlite:///{tiny_project}/mlflow.db")
     for number, reason in (("2", "ImportError"), ("3", "changed after it was registered")):
         client.set_registered_model_alias("tiny", "champion", number)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while not (
             told := [line for line in tiny.lines() if line.get("reason") and line["version"] == f"tiny/{number}"]
         ):
@@ -530,7 +530,7 @@ def test_the_alias_moves_under_load_and_no_request_fails(served, server):
     try:
         time.sleep(0.5)
         point(served, 2)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while set(versions[-8:]) != {"breast-ultrasound/2"}:
             assert time.monotonic() < end, server.log.read_text()[-2000:]
             time.sleep(0.1)
@@ -556,35 +556,39 @@ def test_who_is_being_answered_when_it_stops_is_answered(tiny):
     assert not worker.is_running() and not folder.parent.exists()
 
 
-def folder_of(parent):
-    folders = [Path(child.cwd()) for child in parent.children()]
-    return next((folder for folder in folders if folder.parent.name.startswith("ultrasound-serve-")), None)
+def worker_of(parent):
+    """Its child that has a folder of its own, and that folder; None while there is none."""
+    for child in parent.children():
+        with contextlib.suppress(psutil.Error):  # other children are gone in a moment
+            if (folder := Path(child.cwd())).parent.name.startswith("ultrasound-serve-"):
+                return child, folder
+    return None
 
 
 def test_a_model_that_is_being_loaded_when_the_parent_is_killed_leaves_nothing(served):
     command = [sys.executable, "-m", "ultrasound", "serve", "--serve.port", str(free_port())]
     parent = psutil.Popen(command, cwd=served, env=environment(), stderr=subprocess.DEVNULL)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     try:
-        while not (folder := folder_of(parent)):  # until its child has one of its own
+        while not (found := worker_of(parent)):
             assert parent.is_running() and time.monotonic() < end
             time.sleep(0.01)
-        [worker] = parent.children()
+        worker, folder = found
         while not any(folder.rglob("code/**/__pycache__")):
             assert worker.is_running() and time.monotonic() < end
             time.sleep(0.001)
     finally:
         parent.kill()
         parent.wait()
-    worker.wait(5)
+    worker.wait(60)
     assert not folder.parent.exists()
 
 
 def test_no_orphan_when_the_parent_is_killed(server):
     workers = server.workers()
-    folder = Path(workers[0].cwd())
+    _, folder = worker_of(psutil.Process(server.process.pid))
     server.process.kill()
     server.process.wait()
     for worker in workers:
-        worker.wait(5)
+        worker.wait(60)
     assert not folder.parent.exists()

@@ -13,4 +13,5 @@ def test_whenever_a_run_is_interrupted_it_ends_as_killed_and_its_store_is_not_le
     assert [run.info.status for run in found if run.data.tags["verb"] == "train"] == ["KILLED"] * interrupted.TIMES
     after = [run for run in found if run.data.tags["verb"] == "after"]
     assert [run.info.status for run in after] == ["FINISHED"] * interrupted.TIMES
-    assert max(run.data.metrics["after/seconds"] for run in after) < 3
+    # A store that is left locked costs the 20 s that MLflow waits for it.
+    assert max(run.data.metrics["after/seconds"] for run in after) < 15

@@ -131,7 +131,9 @@ def test_train_alone_makes_its_own_run_and_a_failure_is_told_in_it(project: Path
 
 
 def test_folds_are_children_and_every_development_image_is_predicted_out_of_fold(project: Path):
-    output = mlflow_run(project, "train", "train.folds=all", "train.epochs=3", "train.learning_rate=1e-3").stdout
+    output = ultrasound(
+        project, "train", "--train.folds=all", "--train.epochs=3", "--train.learning_rate=1e-3"
+    ).stdout
     parent = runs(project, "train")[-1]
     children = [run for verb in ("fold", "refit") for run in runs(project, verb)
                 if run.data.tags["mlflow.parentRunId"] == parent.info.run_id]  # fmt: skip
@@ -223,7 +225,7 @@ def test_tune_leaves_a_parent_and_children_one_of_them_pruned(project: Path):
     (again,) = [run for run in runs(project, "best") if run.data.tags["mlflow.parentRunId"] == parent.info.run_id]
     assert again.data.params["train.learning_rate"] == best.data.params["train.learning_rate"]
     assert client(project).get_model_version_by_alias("tuned", "champion").tags["run_id"] == again.info.run_id
-    assert "holds its 3 trials already" in mlflow_run(project, "tune", *options).stdout
+    assert "holds its 3 trials already" in ultrasound(project, "tune", *as_options(options)).stdout
     other = ultrasound(project, "tune", *as_options((*options, "tune.folds=[1]")), expect=1)
     assert "begun with other values of tune.folds: choose a new tune.study" in other.stderr
 
@@ -290,12 +292,12 @@ def test_a_model_prepared_otherwise_is_evaluated_with_its_own_preparation(
 def test_register_makes_one_version_a_run_and_the_better_one_is_champion(project: Path, trained, registered):
     assert "breast-ultrasound version 1" in registered
     assert "macro-F1" in registered
-    again = mlflow_run(project, "register", f"register.run={trained.info.run_id}").stdout
+    again = ultrasound(project, "register", f"--register.run={trained.info.run_id}").stdout
     assert "version 1" in again
     assert "was champion before" in again
-    mlflow_run(project, "train", "train.epochs=1", "train.learning_rate=1e-9")
+    ultrasound(project, "train", "--train.epochs=1", "--train.learning_rate=1e-9")
     worse = runs(project, "train")[-1].info.run_id
-    verdict = mlflow_run(project, "register", f"register.run={worse}").stdout
+    verdict = ultrasound(project, "register", f"--register.run={worse}").stdout
     version = client(project).get_model_version("breast-ultrasound", "2")
     assert "Not champion" in verdict
     reason, notice = version.description.split("\n\n")
@@ -341,9 +343,9 @@ def site_packages():
 
 
 def test_unknown_runs_and_runs_without_a_model_are_refused(project: Path, registered):
-    assert "does not exist" in mlflow_run(project, "evaluate", "evaluate.run=0123abc", expect=1).stderr
+    assert "does not exist" in ultrasound(project, "evaluate", "--evaluate.run=0123abc", expect=1).stderr
     no_model = runs(project, "register")[-1].info.run_id
-    assert "has no model" in mlflow_run(project, "register", f"register.run={no_model}", expect=1).stderr
+    assert "has no model" in ultrasound(project, "register", f"--register.run={no_model}", expect=1).stderr
 
 
 @pytest.fixture(scope="module")
