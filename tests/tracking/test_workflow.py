@@ -131,9 +131,7 @@ def test_train_alone_makes_its_own_run_and_a_failure_is_told_in_it(project: Path
 
 
 def test_folds_are_children_and_every_development_image_is_predicted_out_of_fold(project: Path):
-    output = ultrasound(
-        project, "train", "--train.folds=all", "--train.epochs=3", "--train.learning_rate=1e-3"
-    ).stdout
+    output = ultrasound(project, "train", "--train.folds=all", "--train.epochs=3", "--train.learning_rate=1e-3").stdout
     parent = runs(project, "train")[-1]
     children = [run for verb in ("fold", "refit") for run in runs(project, verb)
                 if run.data.tags["mlflow.parentRunId"] == parent.info.run_id]  # fmt: skip
