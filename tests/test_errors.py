@@ -14,6 +14,26 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    errors._stop = errors._Stop()
+
+
+class Freed:
+    """Is asked to end while it is freed, where Python drops what is raised."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("work", [errors.stop_if_asked, lambda: errors.signals_wait(False).__enter__()])
+def test_a_stop_that_got_lost_is_raised_again_where_work_goes_on(handlers, work):
+    work()
+    Freed()
+    with errors.signals_wait():  # what closes a run is not disturbed
+        pass
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt, match="stopped by Ctrl-C"):
+            work()
 
 
 def test_a_signal_raises_at_once_and_a_second_one_is_ignored(handlers):

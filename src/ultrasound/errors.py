@@ -35,6 +35,7 @@ class _Stop:
     def __init__(self) -> None:
         self.asked: float | None = None
         self.pending: KeyboardInterrupt | None = None
+        self.raised: KeyboardInterrupt | None = None
         self.waits = False
 
     def hear(self, number: int, frame: Any) -> None:
@@ -51,8 +52,13 @@ class _Stop:
         if self.pending:
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-            pending, self.pending = self.pending, None
-            raise pending
+            self.raised, self.pending = self.pending, None
+            raise self.raised
+
+    def insist(self) -> None:
+        """Raise again what was raised, if the work goes on all the same."""
+        if self.raised:
+            raise self.raised
 
 
 _stop = _Stop()
@@ -66,6 +72,14 @@ def raise_on_signals() -> None:
         signal.signal(number, _stop.hear)
 
 
+def stop_if_asked() -> None:
+    """Raise again what a signal has raised, where work goes on that nothing would do that is being stopped.
+
+    Python drops what is raised in a destructor or in a callback of a weak reference, and a signal may come there.
+    """
+    _stop.insist()
+
+
 @contextmanager
 def signals_wait(wait: bool = True) -> Iterator[None]:
     """A signal that comes within raises at the end, or in a `signals_wait(False)` inside; a second one does not wait.
@@ -74,8 +88,9 @@ def signals_wait(wait: bool = True) -> Iterator[None]:
     """
     before, _stop.waits = _stop.waits, wait
     try:
-        if not wait:
+        if not wait:  # work begins
             _stop.end()
+            _stop.insist()
         yield
     finally:
         _stop.waits = before

@@ -67,8 +67,8 @@ def test_a_search_that_is_stopped_goes_on_in_the_same_run_and_loses_nothing(fold
     first = start(folder, *options)
     wait_for(lambda: complete(folder, name) >= 1)
     first.send_signal(number)
-    first.communicate(timeout=60)
-    assert first.returncode == code
+    said = first.communicate(timeout=600)
+    assert first.returncode == code, said
     before = study(folder, name)
     kept = {t.number: t.value for t in before.trials if t.state == TrialState.COMPLETE}
     again = ultrasound(folder, "tune", *QUICK, *options).stdout

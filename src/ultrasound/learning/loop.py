@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ultrasound.errors import stop_if_asked
 from ultrasound.images.loading import Batches
 from ultrasound.learning import recipe, step
 from ultrasound.learning.divergence import REMEDY, DivergedError, LossWatch
@@ -88,6 +89,7 @@ class Loop:
             steps.append(taken)
             targets.append(target)
             self.on_step()
+            stop_if_asked()
         watch.end()
         seen = torch.cat(targets)
         # It waits for the device, so the clock is right.
