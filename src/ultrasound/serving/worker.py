@@ -14,7 +14,6 @@ import gc
 import json
 import logging
 import os
-import shutil
 import socket
 import sys
 import threading
@@ -33,7 +32,7 @@ from .connections import BACKLOG, HEADERS, KEEP_ALIVE, Connection
 from .guard import Guard, Rules
 
 SWITCH = 0.0005  # seconds until a thread gives way to another; Python's 5 ms are a quarter of an answer
-ATTEMPTS = 10  # to clear up
+CLEAR_UP = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
 EXAMPLE = "serving_input_example.json"  # MLflow writes it beside a model
 
 
@@ -75,13 +74,9 @@ def _listen(words: Any, root: str, told: dict[str, Callable[[], object]]) -> Non
             if act is None:  # nothing is served yet
                 os._exit(0)
             act()
-    # A model that is being loaded leaves compiled code in the folder, import by import, and one may come between.
-    sys.dont_write_bytecode = True
-    for _ in range(ATTEMPTS):
-        shutil.rmtree(root, ignore_errors=True)
-        if not Path(root).exists():
-            break
-    os._exit(1)
+    # A model that is being loaded writes compiled code into the folder, import by import. So what clears up takes this
+    # process's place: no other thread is left that could write.
+    os.execv(sys.executable, [sys.executable, "-IS", "-c", CLEAR_UP, root])
 
 
 def _load(folder: Path, settings: dict[str, Any], token: str | None) -> Guard:
