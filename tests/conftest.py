@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,8 @@ import pytest
 import yaml
 from filelock import FileLock
 from hypothesis import settings
+
+from tests import forked
 
 settings.load_profile("ci")  # the same examples every time, however slow the machine is
 
@@ -89,9 +95,36 @@ def run_in(folder: Path, *command: str, expect: int | None = 0, timeout: float =
     return result
 
 
-def ultrasound(folder: Path, *arguments: str, **options: Any) -> Any:
-    """Run `python -m ultrasound ...` in `folder`."""
-    return run_in(folder, sys.executable, "-m", "ultrasound", *arguments, **options)
+def ultrasound(folder: Path, *arguments: str, expect: int | None = 0, timeout: float = 1500, **extra: str) -> Any:
+    """Run `python -m ultrasound ...` in `folder`, as `run_in` would; where nothing is `extra`, from a server's fork."""
+    command = [sys.executable, "-m", "ultrasound", *arguments]
+    if extra:  # which may be for the imports
+        return run_in(folder, *command, expect=expect, timeout=timeout, **extra)
+    with tempfile.TemporaryDirectory() as place:
+        output, errors = Path(place, "output"), Path(place, "errors")
+        server = _server()
+        try:
+            child = server.start(folder, list(arguments), environment(), output, errors)
+            try:
+                code = server.exit_code(timeout)
+            except TimeoutError:
+                os.kill(child, signal.SIGKILL)
+                raise
+        except BaseException:  # a server that was left in the middle is of no more use
+            _server.cache_clear()
+            server.close()
+            raise
+        result = subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
+    if expect is not None:
+        assert result.returncode == expect, f"{command} ended with {code}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+@functools.cache
+def _server() -> forked.Server:
+    server = forked.Server(environment())
+    atexit.register(server.close)
+    return server
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

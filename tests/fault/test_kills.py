@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import PROJECT, environment, run_in, ultrasound
+from tests import forked
+from tests.conftest import environment, run_in, ultrasound
 from tests.tracking.test_workflow import as_options, client, mlflow_run, runs
 from ultrasound.learning import backbone
 
@@ -51,18 +52,13 @@ def saved_epoch(project, run_id):
 def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path):
     ultrasound(other, "train", *as_options(LONG))
     undisturbed = runs(other, "train")[0]
-    code = [sys.executable, str(PROJECT / "tests/fault/forked.py"), str(other), "train", *as_options(LONG)]
+    log = other / "build/killed.log"
     random.seed(0)
     lost, saved, run = [], 0, undisturbed
-    with subprocess.Popen(
-        code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(PYTHONPATH=str(PROJECT / "src"))
-    ) as server:
-        assert server.stdin and server.stdout
+    with contextlib.closing(forked.Server(environment())) as server:
 
         def start():
-            server.stdin.write("go\n")
-            server.stdin.flush()
-            return int(server.stdout.readline())
+            return server.start(other, ["train", *as_options(LONG)], environment(), log, log)
 
         for kill in range(KILLS):
             pid = start()
@@ -74,14 +70,13 @@ def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path)
                 time.sleep(0.1)
             time.sleep(random.uniform(0, 0.2) if kill else 1)
             os.kill(pid, signal.SIGKILL)
-            assert server.stdout.readline().strip() == str(-signal.SIGKILL)
+            assert server.exit_code(600) == -signal.SIGKILL
             run = runs(other, "train")[1]
             logged = max(losses(other, run, "train/loss")[0], default=0)
             saved = saved_epoch(other, run.info.run_id)
             lost.append(logged - saved)
-        assert start()
-        assert server.stdout.readline().strip() == "0", (other / "build/killed.log").read_text()[-3000:]
-        server.stdin.close()
+        start()
+        assert server.exit_code(600) == 0, log.read_text()[-3000:]
     assert max(lost) <= 1, lost
     assert len(runs(other, "train")) == 2  # one run, however often it was killed
     killed = runs(other, "train")[1]

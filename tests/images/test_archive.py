@@ -148,7 +148,7 @@ def test_a_silent_server_is_left_after_the_timeout(serve, file):
     begun = time.monotonic()
     with pytest.raises(InputError, match=r"no answer within 0\.4 s"):
         archive.download(mirror.url, file, 0.4)
-    assert 0.3 < time.monotonic() - begun < 2
+    assert 0.3 < time.monotonic() - begun < 10
     assert len(mirror.asked) == 1
     assert not file.exists()
 

@@ -94,10 +94,10 @@ def test_an_image_of_too_many_pixels_is_refused_from_its_header_alone(size):
 def test_a_real_image_of_100_megapixels_is_refused_fast(tmp_path):
     file = tmp_path / "huge.png"
     Image.new("1", (10_000, 10_000)).save(file)
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(InputError, match="25 megapixels"):
         open_image(file)
-    assert time.perf_counter() - begun < 0.1
+    assert time.process_time() - begun < 0.1
 
 
 def test_the_refusal_of_a_large_image_is_all_that_a_user_sees(tmp_path):

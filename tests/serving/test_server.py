@@ -182,7 +182,7 @@ def test_a_slow_body_is_refused_in_time_and_keeps_nobody_waiting(server):
             assert server.ask(good(PNG)).status_code == 200
         status, headers, _ = answer(connection)
     assert status == 408 and headers["connection"] == "close"
-    assert 1.9 < time.perf_counter() - began < 4
+    assert 1.9 < time.perf_counter() - began < 10
 
 
 def test_headers_without_end_and_silent_connections_are_closed(server):
@@ -195,7 +195,7 @@ def test_headers_without_end_and_silent_connections_are_closed(server):
         assert answer(silent)[0] == 0
         with contextlib.suppress(ConnectionError):
             assert answer(slow)[0] == 0
-    assert time.perf_counter() - began < 5
+    assert time.perf_counter() - began < 10
 
 
 def assert_refused_well(answered, body):
@@ -356,9 +356,9 @@ def test_a_failing_model_is_told_in_the_log_alone(tiny):
 
 def test_who_leaves_the_queue_gives_the_place_up(tiny):
     with ThreadPoolExecutor() as pool:
-        running = pool.submit(allowed, tiny, seconds(1.5))
+        running = pool.submit(allowed, tiny, seconds(4))
         wait_for(tiny, "computing", 1)
-        body = seconds(1)
+        body = seconds(10)
         waiting = [tiny.raw(head(len(body), PASS) + body) for _ in range(2)]
         wait_for(tiny, "waiting", 2)
         assert allowed(tiny, seconds(0)).status_code == 429
@@ -367,12 +367,12 @@ def test_who_leaves_the_queue_gives_the_place_up(tiny):
         wait_for(tiny, "waiting", 0)
         began = time.perf_counter()
         assert allowed(tiny, seconds(0)).status_code == 200
-        assert time.perf_counter() - began < 1.9  # the second of those who left is not spent on them
+        assert time.perf_counter() - began < 9  # none of the ten seconds of those who left are spent on them
         assert running.result().status_code == 200
 
 
 def test_who_leaves_while_it_is_computed_frees_the_place_when_that_ends(tiny):
-    body = seconds(0.6)
+    body = seconds(3)
     with tiny.raw(head(len(body), PASS) + body):
         wait_for(tiny, "computing", 1)
     began = time.perf_counter()

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -131,7 +132,7 @@ def test_prediction_sets_hold_the_true_class_as_often_as_was_asked(evaluated):
     assert np.mean(sizes) < 2  # sets that hold every class would cover, too
 
 
-def test_images_without_masks_have_a_report_and_a_card(evaluated, tmp_path, monkeypatch):
+def test_images_without_masks_have_a_report_and_a_card(evaluated, tmp_path, monkeypatch, request):
     folder, run, _, client = evaluated
     model, data = loaded(folder, run), prepared.read(folder / "build/prepared")
     bare = data._replace(masks=np.zeros_like(data.masks))
@@ -140,6 +141,7 @@ def test_images_without_masks_have_a_report_and_a_card(evaluated, tmp_path, monk
     monkeypatch.chdir(folder)
     rows = bare.rows("test")[:12]
     tested = testing.test(model, bare, rows, table, load().evaluate)
+    request.addfinalizer(partial(mlflow.set_tracking_uri, mlflow.get_tracking_uri()))
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     with mlflow.start_run(log_system_metrics=False) as active:
         content = reporting.content(tested, "models:/none", bare, trained)

@@ -451,11 +451,11 @@ def test_a_model_of_which_a_byte_was_changed_does_not_load(project, registered, 
     place = content.index(b"mlflow_version: ") + len("mlflow_version: ") if name == "MLmodel" else len(content) - 2
     content[place] ^= 1
     (copy / name).write_bytes(content)
-    began = time.perf_counter()
+    began = time.process_time()
     refusals = (InputError, mlflow.MlflowException, SyntaxError)
     with pytest.raises(refusals, match=r"was changed|damaged|invalid") as refused:
         mlflow.pyfunc.load_model(str(copy))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert Path(name).name in str(refused.value)
 
 

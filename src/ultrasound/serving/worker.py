@@ -76,7 +76,7 @@ def _listen(words: Any, root: str, told: dict[str, Callable[[], object]]) -> Non
             act()
     # A model that is being loaded writes compiled code into the folder, import by import. So what clears up takes this
     # process's place: no other thread is left that could write.
-    os.execv(sys.executable, [sys.executable, "-IS", "-c", CLEAR_UP, root])
+    os.execv(sys.executable, [sys.executable, "-IS", "-c", CLEAR_UP, root])  # noqa: S606  (no shell is wanted)
 
 
 def _load(folder: Path, settings: dict[str, Any], token: str | None) -> Guard:
