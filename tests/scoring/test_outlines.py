@@ -1,4 +1,4 @@
-"""Metrics of outlines against independent implementations, their conventions, and the choice of a rule."""
+"""Metrics of outlines against independent implementations, and their conventions."""
 
 import numpy as np
 import pandas as pd
@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.metrics import f1_score, jaccard_score, precision_score, recall_score
 
-from ultrasound.inference.regions import Rule
 from ultrasound.scoring import outlines
 
 
@@ -116,59 +115,6 @@ def test_without_normal_images_there_is_no_false_lesion_rate():
     scores = outlines.scores(rows[truths.any(axis=(1, 2))].reset_index(drop=True), np.arange(60)[: int(
         truths.any(axis=(1, 2)).sum())], 200)  # fmt: skip
     assert np.isnan(scores["false_lesion_rate"].value) and str(scores["false_lesion_rate"]) == "undefined"
-
-
-def levels_of(truths, noise=0):
-    """Levels that know the truth, and faint blobs in images without a lesion."""
-    levels = np.where(truths, 220, 10).astype(np.uint8)
-    for level, truth in zip(levels, truths, strict=True):
-        if not truth.any() and noise:
-            level[5:8, 5:8] = noise
-    return levels
-
-
-def test_the_rule_that_is_chosen_is_the_best_of_those_tried_and_takes_no_false_lesions_for_nothing():
-    truths = np.zeros((20, 32, 32), bool)
-    truths[:12, 8:20, 8:20] = True
-    levels = levels_of(truths, noise=150)
-    rule = outlines.choose_rule(outlines.try_rules(truths, levels))
-    assert rule.chosen_on == 20
-    founds = np.stack([rule.mask(level) for level in levels])
-    assert (founds == truths).all()
-
-    def dice(rule):
-        return outlines.table(truths, np.stack([rule.mask(level) for level in levels]))["dice"].mean()
-
-    noise = np.random.default_rng(0).integers(-60, 30, levels.shape)
-    levels = (levels.astype(int) + noise).clip(0, 255).astype(np.uint8)
-    tried = outlines.try_rules(truths, levels)
-    rules = [Rule(edge, max(edge, core), smallest, 20) for edge, core, smallest in outlines.RULES]
-    assert tried.mean(axis=0) == pytest.approx([dice(rule) for rule in rules])
-    assert dice(outlines.choose_rule(tried)) == pytest.approx(max(tried.mean(axis=0)))
-
-
-def test_a_single_fold_is_outlined_by_what_is_more_probable_than_not():
-    levels = np.random.default_rng(0).integers(0, 256, (3, 16, 16)).astype(np.uint8)
-    tried = outlines.try_rules(levels > 200, levels)
-    founds, rules = outlines.out_of_fold_masks(tried, levels, np.zeros(3, np.int64))
-    assert rules == {0: outlines.HALF}
-    np.testing.assert_array_equal(founds, levels >= 128)
-
-
-def test_no_image_is_outlined_by_a_rule_that_it_has_helped_to_choose():
-    folds, truths = np.arange(12) % 3, masks(3, 12)
-    levels = np.random.default_rng(0).integers(0, 256, truths.shape).astype(np.uint8)
-    tried = np.zeros((12, len(outlines.RULES)))
-    for row in range(12):  # each fold is best outlined by a rule of its own
-        tried[row, 10 * folds[row]] = 1
-    tried[:, 35] = 0.4  # for the other two folds together, any of theirs is better than this one
-    founds, rules = outlines.out_of_fold_masks(tried, levels, folds)
-    for fold in range(3):
-        others = [10 * other for other in range(3) if other != fold]
-        edge, core, smallest = max(outlines.RULES[column] for column in others)
-        assert rules[fold] == Rule(edge, max(edge, core), smallest, 8)
-        for row in np.flatnonzero(folds == fold):
-            np.testing.assert_array_equal(founds[row], rules[fold].mask(levels[row]))
 
 
 def test_what_is_followed_during_a_training():

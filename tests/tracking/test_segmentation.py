@@ -27,6 +27,7 @@ from ultrasound.app import pictures, words
 from ultrasound.errors import InputError
 from ultrasound.images import prepared
 from ultrasound.scoring import outlines
+from ultrasound.scoring.intervals import Interval
 from ultrasound.tracking import models
 
 NAME = "breast-ultrasound-segmenter"
@@ -125,6 +126,32 @@ def test_it_is_scored_on_the_locked_test_set_registered_and_champion(segmented):
     chosen = data.rows("test")
     found = outlines.table(np.asarray(data.masks[chosen]), model.masks(np.ascontiguousarray(data.images[chosen])))
     np.testing.assert_allclose(rows["dice"], found["dice"])
+
+
+def test_the_evaluation_is_a_page_and_the_version_has_a_card(segmented):
+    folder, run, _ = segmented
+    (evaluation, *_) = client(folder).search_runs(["0"], "tags.evaluated_model LIKE '%'")
+    page, card = (
+        Path(client(folder).download_artifacts(evaluation.info.run_id, name)).read_text()
+        for name in ("report.html", "model_card.md")
+    )
+    metrics = evaluation.data.metrics
+    for name, metric in outlines.METRICS.items():
+        score = Interval(*(metrics.get(f"test/{name}{end}", np.nan) for end in ("", "_low", "_high")))
+        words = name.replace("_", " ")
+        assert f'<th scope="row">{words}</th><td>{score}</td>' in page
+        assert f"| {words} | {score} | {metric.definition} |" in card
+    rule = json.loads(Path(client(folder).download_artifacts(run.info.run_id, "rule.json")).read_text())
+    for text in (page, card):
+        assert NOTICE in text and f"{rule['edge'] / 255:.2f}" in text and f"{rule['chosen_on']} development" in text
+        assert run.info.run_id in text and "class: normal" in text
+    assert page.count('src="data:image/png;base64,') == 2  # curves of the folds, and the outlines
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and "<script" not in page
+    for heading in ("Intended use", "Training data", "Evaluation data", "Quantitative analyses"):
+        assert f"## {heading}\n" in card
+    assert f"Model card: {NAME}" in card and "Synthetic phantoms" in card
+    version = client(folder).get_model_version_by_alias(NAME, "champion")
+    assert Path(artifacts(folder, version), "model_card.md").read_text() == card
 
 
 def artifacts(folder, version):

@@ -23,9 +23,11 @@ def run(params: Params) -> None:
     digests = {key: tags[key] for key in provenance.DIGESTS}
     if segmenter := store.find_segmenter(params.evaluate.run, digests):
         with runs.run("evaluate", f"evaluate-{segmenter.info.run_name}", flatten(params, SECTIONS), tags) as run_id:
-            outlined = outline_offering.evaluate(segmenter.data.tags[store.SEGMENTER_TAG], data, catalog.read(CATALOG))
+            outlined = outline_offering.evaluate(
+                segmenter.data.tags[store.SEGMENTER_TAG], data, catalog.read(CATALOG), params, segmenter
+            )
         print(f"locked test set, {len(outlined.table)} images with a known outline; run {segmenter.info.run_id}")
-        print(f"{outlines.as_text(outlined.scores)}\nrun {run_id}")
+        print(f"{outlines.as_text(outlined.scores)}\nrun {run_id}, its report.html shows all of it")
         return
     found = store.find(params.evaluate.run, digests)
     model_uri = found.data.tags[store.MODEL_TAG]

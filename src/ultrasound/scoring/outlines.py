@@ -8,20 +8,16 @@ undefined values out. A missed lesion so costs Dice and sensitivity, never the d
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import ndimage
-from tqdm import tqdm
 
 from ultrasound.images.preparation import Pixels
 from ultrasound.images.slices import Slice
-from ultrasound.inference.regions import CONNECTIVITY, Rule
 from ultrasound.scoring import intervals
 from ultrasound.scoring.intervals import Interval, Share, Statistic
 from ultrasound.scoring.weighted import Values, Weights
@@ -29,12 +25,6 @@ from ultrasound.scoring.weighted import Values, Weights
 Masks = NDArray[np.bool_]
 
 SEED = 0
-EDGES = tuple(range(51, 205, 17))  # levels of 255 that are tried as the edge of a region: 0.2 to 0.8
-CORES = (0, 128, 166, 204, 230)
-SMALLEST = (0.0, 0.0025, 0.005, 0.01, 0.02)  # shares of the image; a twentieth of BUSI's lesions is under 0.01
-
-HALF = Rule(128, 128, 0.0, 0)  # whatever is more probable than not
-RULES = tuple(itertools.product(EDGES, CORES, SMALLEST))
 
 
 class OutlineMetric(NamedTuple):
@@ -166,60 +156,6 @@ def by_slice(rows: pd.DataFrame, groups: NDArray[np.int64], slices: Sequence[Sli
     return pd.DataFrame(found)
 
 
-def try_rules(truths: Masks, levels: Pixels) -> Values:
-    """Dice of every image under every rule of `RULES`: (n, rules).
-
-    Args:
-        truths: (n, height, width).
-        levels: of the same shape, probability in 255 steps.
-    """
-    found = np.empty((len(truths), len(RULES)))
-    for row in tqdm(range(len(truths)), "rule", leave=False, disable=None):
-        truth, size, regions = truths[row], truths[row].size, {}
-        for column, (edge, core, smallest) in enumerate(RULES):
-            if edge not in regions:
-                regions[edge] = _regions(truth, levels[row], edge)
-            area, peak, overlap = regions[edge]
-            kept = (area >= smallest * size) & (peak >= core)
-            both = truth.sum() + area[kept].sum()
-            found[row, column] = 2 * overlap[kept].sum() / both if both else 1.0
-    return found
-
-
-def choose_rule(tried: Values) -> Rule:
-    """The rule with the highest mean Dice over all images, on images that were not learnt from.
-
-    All images, because a region in an image without a lesion makes its Dice 0: what a threshold gains on lesions it
-    must not lose on normal breasts. Of equals the one that finds least; `HALF` where there is nothing to choose on.
-
-    Args:
-        tried: of `try_rules`.
-    """
-    if not len(tried):
-        return HALF
-    means = tried.mean(axis=0).round(12)
-    edge, core, smallest = max(RULES[column] for column in np.flatnonzero(means == means.max()))
-    return Rule(edge, max(edge, core), smallest, len(tried))
-
-
-def out_of_fold_masks(tried: Values, levels: Pixels, folds: NDArray[np.int64]) -> tuple[Masks, dict[int, Rule]]:
-    """Masks of every image by the rule that the other folds' images have chosen: (n, height, width), and the rules.
-
-    So no image is scored by a rule that it has helped to choose.
-
-    Args:
-        tried: of `try_rules`.
-        levels: (n, height, width), probability in 255 steps.
-        folds: (n,) fold of each image.
-    """
-    founds, rules = np.zeros(levels.shape, np.bool_), {}
-    for fold in np.unique(folds):
-        here = folds == fold
-        rules[int(fold)] = choose_rule(tried[~here])
-        founds[here] = [rules[int(fold)].mask(level) for level in levels[here]]
-    return founds, rules
-
-
 def means(rows: pd.DataFrame) -> dict[str, float]:
     """Every metric without its interval."""
     ones = np.ones((1, len(rows)))
@@ -275,11 +211,3 @@ def _hausdorff95(truth: Masks, found: Masks) -> float:
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in (truth, found)]
     away = [ndimage.distance_transform_edt(~edge) for edge in edges]
     return float(max(np.percentile(away[1][edges[0]], 95), np.percentile(away[0][edges[1]], 95)))
-
-
-def _regions(truth: Masks, levels: Pixels, edge: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Area, highest level and overlap with the truth of each region above a level."""
-    number, labels = cv2.connectedComponents((levels >= edge).astype(np.uint8), connectivity=CONNECTIVITY)
-    peaks = np.asarray(ndimage.maximum(levels, labels, range(1, number)), np.int64)
-    areas, overlaps = (np.bincount(each, minlength=number)[1:] for each in (labels.ravel(), labels[truth]))
-    return areas, peaks, overlaps

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ultrasound import NOTICE
 from ultrasound.images.report import STYLE
-from ultrasound.scoring import metrics
+from ultrasound.scoring import metrics, outlines
 from ultrasound.scoring.intervals import Interval
 
-TEMPLATE = Path(__file__).with_suffix(".html")
 DPI, QUALITY = 100, 80
 
 
@@ -63,16 +62,39 @@ def page(
     Returns:
         HTML, all in one.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"score": str, "title": metrics.title}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        style=STYLE, notice=NOTICE, title=title, facts=facts, content=content, scores=scores,
-        slices=slices.to_dict("records"), metrics=metrics.METRICS, class_metrics=metrics.CLASS_METRICS,
-        figures={name: _source(_png(figure), "png") for name, figure in figures.items()},
+    return _rendered(
+        "report.html", title=title, facts=facts, content=content, scores=scores, slices=slices.to_dict("records"),
+        figures=figures, metrics=metrics.METRICS, class_metrics=metrics.CLASS_METRICS,
         galleries={name: [(shown, _source(_jpeg(shown.picture), "jpeg")) for shown in found]
                    for name, found in galleries.items()},
-        Interval=Interval,
     )  # fmt: skip
+
+
+def outlines_page(
+    title: str,
+    facts: Mapping[str, str],
+    content: Mapping[str, Any],
+    scores: Mapping[str, Interval],
+    slices: pd.DataFrame,
+    figures: Mapping[str, Figure | bytes],
+) -> str:
+    """Make the page of a segmenter, from the same as `page`, but `slices` is what `outlines.by_slice` returns."""
+    return _rendered(
+        "outline_report.html", title=title, facts=facts, content=content, scores=scores,
+        slices=slices.to_dict("records"), figures=figures, metrics=outlines.METRICS,
+    )  # fmt: skip
+
+
+def _rendered(template: str, *, figures: Mapping[str, Figure | bytes], **values: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"score": str, "title": metrics.title}
+    pictures = {name: _source(_png(figure), "png") for name, figure in figures.items()}
+    return environment.get_template(template).render(
+        style=STYLE, notice=NOTICE, figures=pictures, Interval=Interval, **values
+    )
 
 
 def _png(figure: Figure | bytes) -> bytes:

@@ -10,18 +10,17 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow.entities import Run
 
 from ultrasound import NOTICE
 from ultrasound.images import splitting
 from ultrasound.images.prepared import Prepared
 from ultrasound.images.sources import description
-from ultrasound.scoring import metrics
+from ultrasound.scoring import metrics, outlines
 from ultrasound.scoring.intervals import Interval
 from ultrasound.tracking import runs
 
-TEMPLATE = Path(__file__).with_suffix(".md")
 MAIN = (
     "macro_f1", "balanced_accuracy", "accuracy", "macro_auc", "operating_sensitivity", "operating_specificity", "ece",
     "brier", "abstained", "answered_accuracy",
@@ -32,7 +31,7 @@ def render(
     name: str, source: str, prepared: Prepared, trained: Run, content: Mapping[str, Any],
     scores: Mapping[str, Interval], slices: pd.DataFrame,
 ) -> str:  # fmt: skip
-    """Write the card.
+    """Write the card of a classifier.
 
     Args:
         name: of the model.
@@ -45,21 +44,47 @@ def render(
     Returns:
         Markdown.
     """
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
+    return _rendered(
+        "classifier_card.md", name, source, prepared, prepared.samples, trained, content, scores, slices,
+        labels=content["labels"], positive=content["calibration"]["positive"], calibration=content["calibration"],
+        main=MAIN, out_of_fold=_out_of_fold(trained, "macro_f1"),
+    )  # fmt: skip
+
+
+def render_outlines(
+    name: str, source: str, prepared: Prepared, trained: Run, content: Mapping[str, Any],
+    scores: Mapping[str, Interval], slices: pd.DataFrame,
+) -> str:  # fmt: skip
+    """Write the card of a segmenter, from the same as `render`."""
+    samples = prepared.samples
+    return _rendered(
+        "segmenter_card.md", name, source, prepared, samples[samples["outlined"].astype(bool)], trained, content,
+        scores, slices, metrics=outlines.METRICS, rule=content["rule"],
+        out_of_fold=_out_of_fold(trained, "lesion_dice"),
+    )  # fmt: skip
+
+
+def _rendered(
+    template: str, name: str, source: str, prepared: Prepared, samples: pd.DataFrame, trained: Run,
+    content: Mapping[str, Any], scores: Mapping[str, Interval], slices: pd.DataFrame, **more: Any,
+) -> str:  # fmt: skip
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, autoescape=False,  # noqa: S701  (Markdown)
+    )  # fmt: skip
     environment.filters |= {"score": str, "title": metrics.title}
     environment.filters["of"] = lambda row, key: str(Interval(row[key], row[f"{key}_low"], row[f"{key}_high"]))
-    samples = prepared.samples
     excluded = ~samples["split"].isin([splitting.TEST, splitting.DEVELOPMENT])
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    return environment.get_template(template).render(
         name=name, notice=NOTICE, trained=trained, evaluated=runs.active_id(), params=trained.data.params,
         tags=trained.data.tags, date=_date(trained), members=_members(trained), size=prepared.preparation.size,
-        labels=content["labels"], positive=content["calibration"]["positive"], calibration=content["calibration"],
-        description=description(source), content=content, scores=scores, main=MAIN,
-        slices=slices.to_dict("records"), looks=_looks(content), out_of_fold=_out_of_fold(trained),
+        description=description(source), content=content, scores=scores, slices=slices.to_dict("records"),
+        looks=_looks(content),
         counts={
             "development": _counts(samples[samples["split"] == splitting.DEVELOPMENT]),
             "test": _counts(samples[samples["split"] == splitting.TEST]), "excluded": int(excluded.sum()),
         },
+        **more,
     )  # fmt: skip
 
 
@@ -90,8 +115,8 @@ def _looks(content: Mapping[str, Any]) -> int:
     return len(found) + 1  # this one carries its tag when it has ended
 
 
-def _out_of_fold(trained: Run) -> str:
+def _out_of_fold(trained: Run, metric: str) -> str:
     values = trained.data.metrics
-    if "out_of_fold/macro_f1" not in values:
+    if f"out_of_fold/{metric}" not in values:
         return ""
-    return str(Interval(*(values.get(f"out_of_fold/macro_f1{end}", math.nan) for end in ("", "_low", "_high"))))
+    return str(Interval(*(values.get(f"out_of_fold/{metric}{end}", math.nan) for end in ("", "_low", "_high"))))

@@ -16,10 +16,22 @@ from mlflow.entities.model_registry import ModelVersion
 from ultrasound.errors import InputError, signals_wait
 from ultrasound.images import splitting
 from ultrasound.images.prepared import Prepared
-from ultrasound.scoring import outlines
+from ultrasound.scoring import outlines, report
 from ultrasound.scoring.intervals import Interval
 from ultrasound.sections import Params
-from ultrasound.tracking import gate, models, provenance, registry, runs, segmentation, store, testing
+from ultrasound.tracking import (
+    card,
+    evaluation,
+    gate,
+    models,
+    provenance,
+    registry,
+    reporting,
+    runs,
+    segmentation,
+    store,
+    testing,
+)  # fmt: skip
 from ultrasound.tracking.gate import Verdict
 
 TABLE = "outlines_test"
@@ -52,8 +64,12 @@ class Offered(NamedTuple):
     verdict: Verdict
 
 
-def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame) -> Evaluation:
-    """Score a segmenter on the test images with a known outline, and log all of it with the active run.
+def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, params: Params, trained: Run) -> Evaluation:
+    """Score a segmenter on the test images with a known outline, and log all of it, page and card, with the active run.
+
+    Args:
+        catalog: of all images, with their annotations.
+        trained: the run that trained it.
 
     Raises:
         InputError: no test image has a known outline.
@@ -64,14 +80,30 @@ def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame) -> Evalu
         raise InputError("no test image has a mask, so that outlines cannot be scored")
     runs.log_dataset(prepared, rows, "locked", "test")
     model = models.load_segmenter(model_uri)
+    assert model.rule is not None, "what was logged has a rule"
     described = catalog.set_index("image_id", drop=False).loc[prepared.samples["image_id"].iloc[rows]]
     images, truths = testing.pixels(model.preparation, prepared, rows, described)
     founds = model.masks(images)
     table = outlines.table(truths, founds)
     samples = prepared.samples.iloc[rows]
-    scored = Evaluation(segmentation.log_images(images, samples, truths, founds, table, "test"), runs.active_id())
+    named, drawn = segmentation.log_images(images, samples, truths, founds, table, "test")
+    scored = Evaluation(named, runs.active_id())
     segmentation.log_scores(scored.scores, "test")
-    segmentation.log_slices(rows, table, prepared, catalog, "test")
+    by_slice = segmentation.log_slices(rows, table, prepared, catalog, "test")
+    content = {
+        "model_uri": model_uri, "images": len(named), "groups": int(named["group"].nunique()), "resamples": RESAMPLES,
+        **reporting.compared(prepared, trained), "rule": dataclasses.asdict(model.rule),
+        "scores": {name: [None if end != end else end for end in score] for name, score in scored.scores.items()},
+    }  # fmt: skip
+    runs.log_report(content, reporting.REPORT)
+    page = report.outlines_page(
+        f"Evaluation of {trained.info.run_name}", reporting.facts(content, trained), content, scored.scores, by_slice,
+        {"outlines": drawn, **reporting.curves(trained)},
+    )  # fmt: skip
+    runs.log_text(page, reporting.PAGE)
+    name, source = params.segment.name, params.data.source
+    text = card.render_outlines(name, source, prepared, trained, content, scored.scores, by_slice)
+    runs.log_text(text, evaluation.CARD)
     runs.tag(evaluated_model=model_uri)
     return scored
 
@@ -83,20 +115,24 @@ def offer(found: Run, params: Params, prepared: Prepared, catalog: pd.DataFrame)
     """
     tags, name = provenance.tags(prepared), params.segment.name
 
-    def scored(model_uri: str, child: str) -> Evaluation:
+    def scored(model_uri: str, trained: Run, child: str) -> Evaluation:
         if known := _known(model_uri, prepared):
             return known
         with runs.child("evaluate", child, {}, tags):
-            return evaluate(model_uri, prepared, catalog)
+            return evaluate(model_uri, prepared, catalog, params, trained)
 
     def scored_champion() -> tuple[ModelVersion | None, Evaluation | None]:
         standing = registry.champion(name)
-        return standing, standing and scored(registry.model_uri(standing), f"evaluate-{standing.version}")
+        if standing is None:
+            return None, None
+        trained = store.get(standing.tags["run_id"])
+        return standing, scored(registry.model_uri(standing), trained, f"evaluate-{standing.version}")
 
-    new = scored(found.data.tags[store.SEGMENTER_TAG], f"evaluate-{found.info.run_name}")
+    new = scored(found.data.tags[store.SEGMENTER_TAG], found, f"evaluate-{found.info.run_name}")
     carried = {key: found.data.tags[key] for key in (*tags, "seed")} | {"evaluation_run": new.run_id}
     scored_champion()  # it may take minutes, which is too long under the lock
     with registry.locked(), signals_wait():
+        models.attach(found.data.tags[store.SEGMENTER_TAG], evaluation.card_of(new.run_id))
         version = registry.version_of(found, name, carried, store.SEGMENTER_TAG)
         before, other = scored_champion()
         if not registry.is_comparable(version, tags):
@@ -118,7 +154,7 @@ def offer(found: Run, params: Params, prepared: Prepared, catalog: pd.DataFrame)
 def _known(model_uri: str, prepared: Prepared) -> Evaluation | None:
     """The evaluation of a segmenter on the same data and split from an earlier run, if there is one."""
     run_id = store.evaluation_of(model_uri, prepared.data_digest, prepared.split_digest)
-    if run_id is None:
+    if run_id is None or not store.has(run_id, evaluation.CARD):  # of an older version of this project
         return None
     return Evaluation(
         pd.read_csv(Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/tables/{TABLE}.csv"))), run_id

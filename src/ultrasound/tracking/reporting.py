@@ -23,7 +23,7 @@ from ultrasound.tracking import calibrating, models, runs
 from ultrasound.tracking.provenance import DIGESTS
 from ultrasound.tracking.testing import Tested
 
-REPORT = "evaluation"
+REPORT, PAGE = "evaluation", "report.html"
 THRESHOLDS = np.linspace(0.01, 0.6, 60)  # of the decision curve
 CURVES = ("learning_curves", "fold_curves")  # of the training run
 
@@ -52,10 +52,10 @@ def log(tested: Tested, content: Mapping[str, Any], trained: Run, shown: int) ->
         _log_maps(tested)
     runs.log_text(
         report.page(
-            f"Evaluation of {trained.info.run_name}", _facts(content, trained), content, tested.scores, tested.by_slice,
-            {**drawn, **_curves(trained)}, _galleries(tested, shown) if tested.explained else {},
+            f"Evaluation of {trained.info.run_name}", facts(content, trained), content, tested.scores, tested.by_slice,
+            {**drawn, **curves(trained)}, _galleries(tested, shown) if tested.explained else {},
         ),
-        "report.html",
+        PAGE,
     )  # fmt: skip
 
 
@@ -71,8 +71,7 @@ def content(tested: Tested, model_uri: str, prepared: Prepared, trained: Run) ->
         "images": len(answers.targets),
         "groups": len(np.unique(answers.groups)),
         "labels": list(answers.labels),
-        "trained_on": {key: trained.data.tags.get(key, "unknown") for key in DIGESTS},
-        "evaluated_on": {"data_digest": prepared.data_digest, "split_digest": prepared.split_digest},
+        **compared(prepared, trained),
         "resamples": tested.resamples,
         "scores": {name: [None if end != end else end for end in score] for name, score in tested.scores.items()},
         "uncalibrated": {
@@ -90,7 +89,16 @@ def content(tested: Tested, model_uri: str, prepared: Prepared, trained: Run) ->
     }  # fmt: skip
 
 
-def _facts(content: Mapping[str, Any], trained: Run) -> dict[str, str]:
+def compared(prepared: Prepared, trained: Run) -> dict[str, dict[str, str]]:
+    """Digests of the data and split that a model was trained on, and of those that it is evaluated on."""
+    return {
+        "trained_on": {key: trained.data.tags.get(key, "unknown") for key in DIGESTS},
+        "evaluated_on": {"data_digest": prepared.data_digest, "split_digest": prepared.split_digest},
+    }
+
+
+def facts(content: Mapping[str, Any], trained: Run) -> dict[str, str]:
+    """What names training, data and code on a page."""
     named = {"trained in run": trained.info.run_id, "data": content["evaluated_on"]["data_digest"],
              "split": content["evaluated_on"]["split_digest"]}  # fmt: skip
     return named | {"code": trained.data.tags.get("git_commit", "none")[:12]}
@@ -121,7 +129,7 @@ def _figures(tested: Tested) -> dict[str, Figure]:
     }  # fmt: skip
 
 
-def _curves(trained: Run) -> dict[str, bytes]:
+def curves(trained: Run) -> dict[str, bytes]:
     """The learning curves that the training has left."""
     found = {}
     client = mlflow.MlflowClient()

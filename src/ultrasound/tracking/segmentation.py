@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import nn
 
@@ -21,7 +22,7 @@ from ultrasound.learning import segmenter
 from ultrasound.learning.loop import EpochResult
 from ultrasound.learning.segmenter import Outlines, Segmenter, UNet, predict
 from ultrasound.learning.segmenting import Segmenting
-from ultrasound.scoring import figures, outlines, resemblance
+from ultrasound.scoring import figures, outlines, resemblance, rules
 from ultrasound.scoring.intervals import Interval
 from ultrasound.sections import Params
 from ultrasound.tracking import models, runs
@@ -95,14 +96,14 @@ def log(trained: Trained, prepared: Prepared, params: Params | None = None) -> d
     if not len(trained.rows):
         return {}
     rows, truths, levels = _known(trained, prepared)
-    founds = np.stack([outlines.HALF.mask(level) for level in levels])
+    founds = np.stack([rules.HALF.mask(level) for level in levels])
     table = outlines.table(truths, founds)
     values = outlines.means(table)
     more = {name: chosen.validation[name] for name in ("loss", "macro_f1") if name in chosen.validation}
     runs.log_metrics({"epoch": chosen.epoch, **more, **values}, "best")
     log_images(prepared.images[rows], prepared.samples.iloc[rows], truths, founds, table, "validation")
     if params:
-        log_model(trained.model, outlines.choose_rule(outlines.try_rules(truths, levels)), prepared)
+        log_model(trained.model, rules.choose(rules.try_all(truths, levels)), prepared)
     return values
 
 
@@ -116,9 +117,9 @@ def pool(
     fold = np.concatenate([np.full(len(part[0]), number) for number, part in zip(folds, parts, strict=True)])
     order = np.argsort(rows)
     rows, truths, levels, fold = rows[order], truths[order], levels[order], fold[order]
-    tried = outlines.try_rules(truths, levels)
-    founds, rules = outlines.out_of_fold_masks(tried, levels, fold)
-    runs.log_report({str(number): dataclasses.asdict(rule) for number, rule in rules.items()}, "rules_of_folds")
+    tried = rules.try_all(truths, levels)
+    founds, of_folds = rules.masks_out_of_fold(tried, levels, fold)
+    runs.log_report({str(number): dataclasses.asdict(rule) for number, rule in of_folds.items()}, "rules_of_folds")
     table = outlines.table(truths, founds).assign(fold=fold)
     values = {number: outlines.means(table[fold == number]) for number in folds}
     groups = prepared.samples["group"].to_numpy(dtype=np.int64)[rows]
@@ -130,7 +131,7 @@ def pool(
     log_images(prepared.images[rows], prepared.samples.iloc[rows], truths, founds, table, "out_of_fold")
     runs.log_masks(prepared.samples["image_id"].iloc[rows].tolist(), founds, "out_of_fold")
     if model:
-        log_model(model, outlines.choose_rule(tried), prepared)
+        log_model(model, rules.choose(tried), prepared)
     return CrossValidation(folds, values, rows, table, scores, model)
 
 
@@ -178,8 +179,8 @@ def _known(trained: Trained, prepared: Prepared) -> tuple[NDArray[np.int64], NDA
 def log_images(
     images: Pixels, samples: pd.DataFrame, truths: NDArray[np.bool_], founds: NDArray[np.bool_], table: pd.DataFrame,
     name: str,
-) -> pd.DataFrame:  # fmt: skip
-    """Log a row an image, and a gallery of the best, the middling and the worst; the table with the images' ids.
+) -> tuple[pd.DataFrame, Figure]:  # fmt: skip
+    """Log a row an image, and a gallery of the best, the middling and the worst; both, the rows with their ids.
 
     Args:
         images, truths, founds: (n, size, size).
@@ -197,8 +198,9 @@ def log_images(
         ]
         for title, numbers in chosen.items()
     }
-    runs.log_figure(figures.outlines(pictures), f"outlines_{name}")
-    return named
+    drawn = figures.outlines(pictures)
+    runs.log_figure(drawn, f"outlines_{name}")
+    return named, drawn
 
 
 def of_epoch(metric: str, targets: NDArray[np.int64], result: EpochResult) -> float:
@@ -210,9 +212,9 @@ def of_trial(metric: str, parts: Sequence[Trained], prepared: Prepared) -> float
     """A metric out of fold, of everything more probable than not, which needs no other fold; logs a row an image."""
     known = [_known(trained, prepared) for trained in parts]
     rows, truths, levels = (np.concatenate(each) for each in zip(*known, strict=True))
-    table = outlines.table(truths, np.stack([outlines.HALF.mask(level) for level in levels]))
+    table = outlines.table(truths, np.stack([rules.HALF.mask(level) for level in levels]))
     values = outlines.means(table)
-    runs.log_report(dataclasses.asdict(outlines.HALF), "rule")
+    runs.log_report(dataclasses.asdict(rules.HALF), "rule")
     runs.log_metrics(values, "out_of_fold")
     samples = prepared.samples[["image_id", "label", "group"]].iloc[rows].reset_index(drop=True)
     runs.log_table(pd.concat([samples, table], axis=1), "outlines_out_of_fold")

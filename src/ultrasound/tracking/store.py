@@ -87,6 +87,11 @@ def evaluation_of(model_uri: str, data_digest: str, split_digest: str) -> str | 
     return str(found[0].info.run_id) if found else None
 
 
+def has(run_id: str, name: str) -> bool:
+    """Whether a run has a file of this name, not in a folder."""
+    return any(file.path == name for file in mlflow.MlflowClient().list_artifacts(run_id))
+
+
 def get(run_id: str) -> Run:
     """The run of an id.
 
