@@ -2,7 +2,8 @@
 
 A verb is a module of `ultrasound.commands` with a docstring (its help), `SECTIONS` (the parameters it reads), perhaps
 `ARGUMENTS`, `OPTIONS` and `FLAGS` of its own (name -> help), `run(params)`, and perhaps `with_recipe`, see
-`params.load`. Modules are imported when their verb is called: `--help` stays fast.
+`params.load`, and `unused(params)`, parameters that it does not heed and so refuses on the command line. Modules are
+imported when their verb is called: `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -100,7 +101,12 @@ class Verb(click.Command):
         raise_on_signals()
         try:
             verb = _imported(f"ultrasound.commands.{self.name}")
-            verb.run(params.load(given, with_recipe=getattr(verb, "with_recipe", None)), **own)
+            values = params.load(given, with_recipe=getattr(verb, "with_recipe", None))
+            unused = verb.unused(values) if hasattr(verb, "unused") else ()
+            for key in given:
+                if key in unused:
+                    raise ParameterError(f"{key} means nothing to {self.name} here: leave it out")
+            verb.run(values, **own)
         except KeyboardInterrupt as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))

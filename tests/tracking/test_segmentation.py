@@ -332,6 +332,10 @@ def test_the_recipe_goes_before_the_file_and_the_command_line_before_the_recipe(
     assert "segment.recipe: there is no parameter train.epochz" in said
     said = ultrasound(folder, "segment", "--segment.recipe={train.label_smoothing: 0.1}", expect=2).stderr
     assert "segment.recipe: train.label_smoothing means nothing" in said
+    for verb, option in (("segment", "train.label_smoothing=0.1"), ("train", "train.empty_weight=1"),
+                         ("tune", "segment.width=64"), ("compare", "train.classification_weight=1")):  # fmt: skip
+        said = ultrasound(folder, verb, f"--{option}", expect=2).stderr
+        assert f"{option.partition('=')[0]} means nothing to {verb} here: leave it out" in said
 
 
 def test_one_command_says_whether_outlines_and_classes_help_each_other(segmented, monkeypatch):

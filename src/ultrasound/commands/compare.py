@@ -19,6 +19,11 @@ from ultrasound.tracking.task import meaningful
 SECTIONS = ("compare", "model", "augment", "train")
 
 
+def unused(params: Params) -> tuple[str, ...]:
+    """Parameters that mean nothing to the training of a classifier."""
+    return CLASSIFICATION.search.unused
+
+
 def run(params: Params) -> None:
     """Compare under one run; print the table."""
     provenance.require_current(params)

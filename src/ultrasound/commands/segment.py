@@ -34,6 +34,11 @@ def with_recipe(values: Any) -> bool:
     return True
 
 
+def unused(params: Params) -> tuple[str, ...]:
+    """Parameters that mean nothing to the training of a segmenter."""
+    return SEGMENTATION.search.unused
+
+
 def run(params: Params) -> None:
     """Train under one run, with a child for each of several folds; print the metrics."""
     provenance.require_current(params)

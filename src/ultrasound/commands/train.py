@@ -21,6 +21,11 @@ SECTIONS = ("model", "augment", "train", "calibrate")
 SHOWN = ("macro_f1", "accuracy", "balanced_accuracy", "macro_auc")
 
 
+def unused(params: Params) -> tuple[str, ...]:
+    """Parameters that mean nothing to the training of a classifier."""
+    return CLASSIFICATION.search.unused
+
+
 def run(params: Params) -> None:
     """Train under one run, with a child for each of several folds; print the epochs, or the folds, and the metrics."""
     provenance.require_current(params)

@@ -31,6 +31,11 @@ def with_recipe(values: Any) -> bool:
     return isinstance(tune := values.get("tune"), dict) and str(tune.get("metric")) in SEGMENTATION.search.metrics
 
 
+def unused(params: Params) -> tuple[str, ...]:
+    """Parameters that mean nothing to the training of what is searched for."""
+    return space.task(params).search.unused
+
+
 def run(params: Params) -> None:
     """Open, continue or join the study; run trials; bring the search to its end; print the trials and the best."""
     provenance.require_current(params)
