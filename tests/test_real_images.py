@@ -2,9 +2,9 @@
 
 import json
 import re
+import resource
 import shutil
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -21,8 +21,6 @@ from tests.stock_server import assert_served_as_evaluated, serving
 from ultrasound.app import words
 from ultrasound.images import annotations, prepared
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture(scope="module")
 def busi(tmp_path_factory):
@@ -31,15 +29,16 @@ def busi(tmp_path_factory):
     if not ARCHIVE.is_file():
         pytest.skip("the BUSI archive is not here: set BUSI_ARCHIVE")
     folder = copy_project(tmp_path_factory.mktemp("busi"), {})
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     output = run_in(folder, "dvc", "repro", BUSI_ARCHIVE=str(ARCHIVE)).stdout
-    return folder, output, time.monotonic() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return folder, output, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_dvc_repro_verifies_and_prepares_all_of_busi(busi):
     folder, output, seconds = busi
     assert "1578 files verified, 780 images (437 benign, 210 malignant, 133 normal)" in output
-    assert seconds < 120
+    assert seconds < 240  # of a core: two minutes on two, whatever else they do
     data = prepared.read(folder / "build/prepared")
     assert data.images.shape == (780, 224, 224)
     assert (data.masks.any(axis=(1, 2)) == (data.samples["label"] != "normal")).all()
