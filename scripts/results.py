@@ -138,8 +138,10 @@ def evaluation(run: Run) -> str:
     tables = text.split("## Quantitative analyses\n", 1)[1].split("\n## ", 1)[0].strip()
     uri, tags = content["model_uri"], run.data.tags
     trained = mlflow.search_runs(filter_string=f"tags.model_uri = '{uri}'", search_all_experiments=True,
-                                 max_results=1, output_format="list")[0]  # fmt: skip
-    given = ", ".join(f"{key} {trained.data.params[key]}" for key in ("model.name", "model.weights", "train.folds"))
+                                 max_results=1, output_format="list")  # fmt: skip
+    if not trained:
+        raise InputError(f"run {run.info.run_id} evaluates no classifier of this tracking store")
+    given = ", ".join(f"{key} {trained[0].data.params[key]}" for key in ("model.name", "model.weights", "train.folds"))
     return (
         f"{content['images']} test images in {content['groups']} groups; {given}. The same numbers as in the "
         f"[model card](../MODEL_CARD.md), by the same command.\n\n{tables}\n\n"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -103,22 +103,33 @@ def ultrasound(folder: Path, *arguments: str, expect: int | None = 0, timeout: f
         return run_in(folder, *command, expect=expect, timeout=timeout, **extra)
     with tempfile.TemporaryDirectory() as place:
         output, errors = Path(place, "output"), Path(place, "errors")
+        output.touch()
+        errors.touch()
         server = _server()
         try:
-            child = server.start(folder, list(arguments), environment(), output, errors)
-            try:
-                code = server.exit_code(timeout)
-            except TimeoutError:
-                os.kill(child, signal.SIGKILL)
-                raise
-        except BaseException:  # a server that was left in the middle is of no more use
+            server.start(folder, list(arguments), environment(), output, errors)
+            code = server.exit_code(timeout)
+        except BaseException as error:  # a server that was left in the middle is of no more use
             _server.cache_clear()
             server.close()
+            error.add_note(f"{command} in {folder}: {errors.read_text()}")
             raise
         result = subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
     if expect is not None:
         assert result.returncode == expect, f"{command} ended with {code}\n{result.stdout}\n{result.stderr}"
     return result
+
+
+@contextlib.contextmanager
+def tracking_store(folder: Path) -> Iterator[None]:
+    """Let MLflow in this process use the store of a project in `folder`, and afterwards none."""
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(None)
 
 
 @functools.cache

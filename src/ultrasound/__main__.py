@@ -69,7 +69,10 @@ class Verbs(click.Group):
 
 
 class Verb(click.Command):
-    """One verb; every parameter of params.yaml is an option of it, its own sections are in the help."""
+    """One verb; every parameter of params.yaml is an option, but for those that mean nothing to it (`unused`).
+
+    Its own sections are in the help.
+    """
 
     def __init__(self, name: str) -> None:
         doc, self.sections, own = _described(name)

@@ -26,7 +26,7 @@ from mlflow.types import ParamSchema, ParamSpec
 from mlflow.types.schema import ColSpec, Schema
 
 from tests.bad_bodies import EXAMPLES, GENERATED, IMAGE, KINDS, LENIENT, PNG, good
-from tests.conftest import SMALL, copy_project, environment, ultrasound
+from tests.conftest import SMALL, copy_project, environment, tracking_store, ultrasound
 from tests.guarded_server import answer, free_port, guarded, head, point
 from ultrasound.errors import InputError
 from ultrasound.serving import fleet
@@ -267,9 +267,7 @@ def tiny_project(tmp_path_factory):
         Schema([ColSpec("string", "image")]), Schema([ColSpec("string", "code")]),
         ParamSchema([ParamSpec("explain", "boolean", False)]),
     )  # fmt: skip
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
-    try:
+    with tracking_store(project):
         client = mlflow.MlflowClient()
         experiment = client.create_experiment("tiny", artifact_location=(project / "artifacts").as_uri())
         for number in (1, 2, 3):
@@ -283,8 +281,6 @@ def tiny_project(tmp_path_factory):
             tags = {"manifest": "0" * 64} if number == 3 else {}
             mlflow.register_model(logged.model_uri, "tiny", tags=tags)
         client.set_registered_model_alias("tiny", "champion", "1")
-    finally:
-        mlflow.set_tracking_uri(before)
     return project
 
 
@@ -488,13 +484,8 @@ def test_a_model_or_alias_that_is_missing_is_told(served):
     failed = ultrasound(served, "serve", "--serve.alias", "nobody", "--serve.port", str(free_port()), expect=1)
     [sentence] = failed.stderr.splitlines()
     assert "has no breast-ultrasound with the alias nobody" in sentence and "python -m ultrasound register" in sentence
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{served}/mlflow.db")
-    try:
-        with pytest.raises(InputError, match="has no other with the alias champion"):
-            serving_versions.resolve("other", "champion")
-    finally:
-        mlflow.set_tracking_uri(before)
+    with tracking_store(served), pytest.raises(InputError, match="has no other with the alias champion"):
+        serving_versions.resolve("other", "champion")
 
 
 def test_a_port_that_is_taken_is_told():

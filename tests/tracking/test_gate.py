@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import PROJECT
+from tests.conftest import PROJECT, tracking_store
 from ultrasound.errors import InputError
 from ultrasound.params import load
 from ultrasound.scoring import metrics
@@ -118,12 +118,11 @@ def several(folder, name, numbers):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """A tracking store of its own, and a registered model in it."""
-    folder, before = tmp_path_factory.mktemp("gate"), (Path.cwd(), mlflow.get_tracking_uri())
+    folder, before = tmp_path_factory.mktemp("gate"), Path.cwd()
     os.chdir(folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-    yield folder
-    os.chdir(before[0])
-    mlflow.set_tracking_uri(before[1])
+    with tracking_store(folder):
+        yield folder
+    os.chdir(before)
 
 
 def named(name):

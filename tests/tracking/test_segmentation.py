@@ -171,8 +171,16 @@ def test_a_segmenter_is_evaluated_and_registered_by_its_run_and_not_twice(segmen
     folder, run, _ = segmented
     said = ultrasound(folder, "evaluate", "--evaluate.run=segmenter").stdout
     assert run.info.run_id in said and "lesion_dice" in said
+    scored = "tags.evaluated_model LIKE '%'"
+    before = len(client(folder).search_runs(["0"], scored))
     said = ultrasound(folder, "register", f"--register.run={run.info.run_id}").stdout
     assert f"{NAME} version 1 from" in said and "It was champion before." in said
+    (evaluation, *others) = client(folder).search_runs(["0"], scored)  # the newest first
+    assert len(others) + 1 == before
+    for each in (evaluation, *others):  # as of a version of this project that wrote no card
+        (folder / f"mlruns/0/{each.info.run_id}/artifacts/model_card.md").unlink()
+    ultrasound(folder, "register", f"--register.run={run.info.run_id}")
+    assert len(client(folder).search_runs(["0"], scored)) == before + 1
 
 
 def test_folds_that_leave_no_single_model_are_refused_before_anything_is_trained(segmented):
@@ -182,7 +190,7 @@ def test_folds_that_leave_no_single_model_are_refused_before_anything_is_trained
                       expect=2).stderr  # fmt: skip
     assert "segment.offer" in said and "train.ensemble" in said and len(runs(folder, "segment")) == before
     said = ultrasound(folder, "segment", "--train.layer_decay=0.5", expect=2).stderr
-    assert "train.layer_decay" in said
+    assert "train.layer_decay: a U-Net's encoder tells no layers apart" in said
 
 
 def masks_of(answers):

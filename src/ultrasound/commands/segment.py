@@ -36,7 +36,7 @@ def with_recipe(values: Any) -> bool:
 
 def unused(params: Params) -> tuple[str, ...]:
     """Parameters that mean nothing to the training of a segmenter."""
-    return SEGMENTATION.search.unused
+    return segmentation.UNUSED
 
 
 def run(params: Params) -> None:

@@ -19,7 +19,7 @@ from ultrasound.params import flatten
 from ultrasound.search import repeats, report, session, space, study
 from ultrasound.search.repeats import Repeats
 from ultrasound.sections import Params
-from ultrasound.tracking import offering, outline_offering, provenance, runs, store
+from ultrasound.tracking import offering, outline_offering, provenance, runs, segmentation, store
 from ultrasound.tracking.segmentation import SEGMENTATION
 from ultrasound.tracking.task import meaningful
 
@@ -33,7 +33,8 @@ def with_recipe(values: Any) -> bool:
 
 def unused(params: Params) -> tuple[str, ...]:
     """Parameters that mean nothing to the training of what is searched for."""
-    return space.task(params).search.unused
+    task = space.task(params)
+    return segmentation.UNUSED if task is SEGMENTATION else task.search.unused
 
 
 def run(params: Params) -> None:

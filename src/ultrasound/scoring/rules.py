@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from ultrasound.images.preparation import Pixels
 from ultrasound.inference.regions import CONNECTIVITY, Rule
+from ultrasound.scoring.outlines import Masks
 from ultrasound.scoring.weighted import Values
-
-Masks = NDArray[np.bool_]
 
 EDGES = tuple(range(51, 205, 17))  # levels of 255 that are tried as the edge of a region: 0.2 to 0.8
 CORES = (0, 128, 166, 204, 230, 242, 250)

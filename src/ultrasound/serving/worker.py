@@ -47,6 +47,8 @@ def main(control: int, listening: int) -> None:
         control: file descriptor of the socket that the parent speaks over.
         listening: file descriptor of the socket that clients connect to.
     """
+    for number in (control, listening):
+        os.set_inheritable(number, False)  # what clears up at the end must not hold the port
     parent = socket.socket(fileno=control)
     words = parent.makefile("r", encoding="utf-8")
     settings = json.loads(words.readline())
@@ -76,7 +78,10 @@ def _listen(words: Any, root: str, told: dict[str, Callable[[], object]]) -> Non
             act()
     # A model that is being loaded writes compiled code into the folder, import by import. So what clears up takes this
     # process's place: no other thread is left that could write.
-    os.execv(sys.executable, [sys.executable, "-IS", "-c", CLEAR_UP, root])  # noqa: S606  (no shell is wanted)
+    try:
+        os.execv(sys.executable, [sys.executable, "-IS", "-c", CLEAR_UP, root])  # noqa: S606  (no shell is wanted)
+    finally:
+        os._exit(1)
 
 
 def _load(folder: Path, settings: dict[str, Any], token: str | None) -> Guard:

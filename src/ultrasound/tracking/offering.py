@@ -9,7 +9,7 @@ import pandas as pd
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from ultrasound.errors import InputError, signals_wait
+from ultrasound.errors import signals_wait
 from ultrasound.images.prepared import Prepared
 from ultrasound.sections import Params, Register
 from ultrasound.tracking import evaluation, gate, models, provenance, registry, runs, store
@@ -48,15 +48,10 @@ def offer(found: Run, params: Params, data: Prepared, catalog: pd.DataFrame) -> 
             return evaluation.evaluate(model_uri, data, catalog, params, trained)
 
     def scored_version(version: ModelVersion) -> Evaluation:
-        try:
-            trained = store.get(version.tags.get("run_id") or version.run_id or "")
+        with registry.evaluable(version):
             # Runs often have equal names, children of one run must not.
-            return scored(registry.model_uri(version), trained, f"evaluate-{version.version}")
-        except InputError as error:
-            raise InputError(
-                f"the champion, version {version.version} of {version.name}, cannot be evaluated on today's test set: "
-                f"{error}; move or delete the alias {registry.CHAMPION} in the MLflow UI, then register again"
-            ) from None
+            uri, trained = registry.model_uri(version), registry.run_of(version)
+            return scored(uri, trained, f"evaluate-{version.version}")
 
     new = scored(found.data.tags[store.MODEL_TAG], found, f"evaluate-{found.info.run_name}")
     carried = {key: found.data.tags[key] for key in (*tags, "seed")}

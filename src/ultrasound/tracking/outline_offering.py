@@ -125,8 +125,9 @@ def offer(found: Run, params: Params, prepared: Prepared, catalog: pd.DataFrame)
         standing = registry.champion(name)
         if standing is None:
             return None, None
-        trained = store.get(standing.tags["run_id"])
-        return standing, scored(registry.model_uri(standing), trained, f"evaluate-{standing.version}")
+        with registry.evaluable(standing):
+            trained, uri = registry.run_of(standing), registry.model_uri(standing)
+            return standing, scored(uri, trained, f"evaluate-{standing.version}")
 
     new = scored(found.data.tags[store.SEGMENTER_TAG], found, f"evaluate-{found.info.run_name}")
     carried = {key: found.data.tags[key] for key in (*tags, "seed")} | {"evaluation_run": new.run_id}

@@ -27,7 +27,7 @@ from mlflow.entities.model_registry import ModelVersion
 
 from ultrasound import NOTICE
 from ultrasound.errors import InputError, signals_wait
-from ultrasound.tracking import mutex
+from ultrasound.tracking import mutex, store
 from ultrasound.tracking.gate import Verdict
 from ultrasound.tracking.provenance import DIGESTS
 from ultrasound.tracking.store import MANIFEST_TAG, MODEL_TAG
@@ -65,6 +65,27 @@ def champion(name: str) -> ModelVersion | None:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model; no such alias
             return None
         raise
+
+
+def run_of(version: ModelVersion) -> Run:
+    """The run that trained a version.
+
+    Raises:
+        InputError: it is not in the tracking store.
+    """
+    return store.get(version.tags.get("run_id") or version.run_id or "")
+
+
+@contextmanager
+def evaluable(version: ModelVersion) -> Iterator[None]:
+    """Say of an `InputError` inside that this champion cannot be evaluated, and what to do."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(
+            f"the champion, version {version.version} of {version.name}, cannot be evaluated on today's test set: "
+            f"{error}; move or delete the alias {CHAMPION} in the MLflow UI, then register again"
+        ) from None
 
 
 def is_comparable(version: ModelVersion, tags: Mapping[str, str]) -> bool:

@@ -32,9 +32,10 @@ RESAMPLES = 2000
 SHOWN = 4  # images in each row of the gallery
 COMPARED = ("dice", "lesion_dice", "false_lesion_rate")  # by a search
 UNUSED = (
-    "model.head_width", "model.dropout", "model.drop_path", "augment.mixup", "augment.cutmix", "train.layer_decay",
+    "model.head_width", "model.dropout", "model.drop_path", "augment.mixup", "augment.cutmix",
     "train.segmentation_weight", "train.label_smoothing", "train.class_weights",
 )  # fmt: skip
+LAYERS = "train.layer_decay"  # must be 1, which a recipe or the command line may say
 
 
 class CrossValidation(NamedTuple):
@@ -64,7 +65,7 @@ def check(params: Params) -> None:
         ParameterError: a learning rate for every layer, or a recipe of what means nothing here.
     """
     if params.train.layer_decay < 1:
-        raise ParameterError("train.layer_decay: a U-Net's encoder tells no layers apart; set it to 1 for segment")
+        raise ParameterError(f"{LAYERS}: a U-Net's encoder tells no layers apart; set it to 1 in segment.recipe")
     if useless := [key for key in params.segment.recipe if key in UNUSED]:
         raise ParameterError(f"segment.recipe: {useless[0]} means nothing where outlines are learnt")
 
@@ -230,7 +231,7 @@ def gain(
     return {name: outlines.difference(name, before, after, groups, RESAMPLES) for name in COMPARED}
 
 
-SEARCH = Search({"dice": False, "lesion_dice": False}, COMPARED, UNUSED, check, of_epoch, of_trial, gain)
+SEARCH = Search({"dice": False, "lesion_dice": False}, COMPARED, (*UNUSED, LAYERS), check, of_epoch, of_trial, gain)
 SEGMENTATION = Task(
     Segmenting, outlines.epoch_score, network, lambda params: (True, True), model, predict, log, pool, SEARCH
 )
