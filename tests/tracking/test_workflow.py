@@ -319,8 +319,8 @@ def test_the_model_brings_its_own_code_and_needs_what_it_says(project: Path, reg
     """In a folder without the package, the model imports the copy that lies inside it, and only pinned packages."""
     code = (
         "import sys, mlflow, importlib.metadata as m; mlflow.pyfunc.load_model(sys.argv[1]); import ultrasound; "
-        "print(ultrasound.__file__); print(sorted({d for n in {k.split('.')[0] for k in sys.modules} "
-        "for d in m.packages_distributions().get(n, [])}))"
+        "print(ultrasound.__file__); of = m.packages_distributions(); "
+        "print(sorted({d for n in {k.split('.')[0] for k in sys.modules} for d in of.get(n, [])}))"
     )
     (project / "build/elsewhere").mkdir()
     store = f"sqlite:///{project}/mlflow.db"
