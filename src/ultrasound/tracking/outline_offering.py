@@ -31,7 +31,7 @@ from ultrasound.tracking import (
     segmentation,
     store,
     testing,
-)  # fmt: skip
+)
 from ultrasound.tracking.gate import Verdict
 
 TABLE = "outlines_test"
