@@ -41,7 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     # 16 malignant images choose the operating point, 60 images measure what the gate asks for: chance has its part.
     "register": {"min_sensitivity": 0.5, "max_ece": 0.3},
 }
-TUNING = ["-P", "train.epochs=5"]
+TUNING = ["-P", "train.epochs=3"]
 
 
 def main() -> None:
