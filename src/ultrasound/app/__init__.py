@@ -2,4 +2,3 @@
 
 ADDRESS = "ULTRASOUND_SERVER"  # environment variable: address of the server
 OUTLINES = "ULTRASOUND_OUTLINES"  # environment variable: address of the segmenter's server; empty without one
-TOKEN = "ULTRASOUND_TOKEN"  # noqa: S105 - environment variable: the bearer token that it asks for

@@ -18,6 +18,7 @@ import ultrasound
 from ultrasound import NOTICE
 from ultrasound.app import ADDRESS, OUTLINES
 from ultrasound.errors import InputError
+from ultrasound.serving import TOKEN
 
 HOST = "127.0.0.1"
 PAGE = Path(__file__).with_name("page.py")
@@ -98,9 +99,7 @@ def _require_address(key: str, url: str) -> None:
     except ValueError:
         is_address = False
     if not is_address:
-        raise InputError(
-            f"{key} is no address of a server such as http://127.0.0.1:5001 (a token goes into ULTRASOUND_TOKEN)"
-        )
+        raise InputError(f"{key} is no address of a server such as http://127.0.0.1:5001 (a token goes into {TOKEN})")
 
 
 def _require_free(port: int) -> None:

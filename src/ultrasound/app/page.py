@@ -17,11 +17,12 @@ from PIL import Image
 from starlette.formparsers import MultiPartParser
 
 from ultrasound import NOTICE
-from ultrasound.app import ADDRESS, OUTLINES, TOKEN, pictures, sheet, words
+from ultrasound.app import ADDRESS, OUTLINES, pictures, sheet, words
 from ultrasound.app.asking import Answer, Identity, ImageError, Outline, Server, ServerError
 from ultrasound.errors import InputError
 from ultrasound.images.sources import phantom
 from ultrasound.inference import scan
+from ultrasound.serving import TOKEN
 
 LARGEST_MB = 8
 MultiPartParser.spool_max_size = 16 * 2**20  # no upload is laid on the disk, as Starlette does above 1 MB

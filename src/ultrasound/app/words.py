@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ultrasound import NOTICE
+from ultrasound.serving import TOKEN
 
 if TYPE_CHECKING:
     from ultrasound.app.asking import Answer, Outline
@@ -249,7 +250,7 @@ def strange(url: str) -> str:
 def unanswered(url: str, status: int, sentence: str) -> str:
     """The server answers with an error that concerns every image."""
     told: Mapping[int, str] = {
-        401: f"The server at `{url}` asks for a token. Stop the page, set the environment variable `ULTRASOUND_TOKEN` "
+        401: f"The server at `{url}` asks for a token. Stop the page, set the environment variable `{TOKEN}` "
         "to the server's token, and start the page again.",
         408: f"The server at `{url}` did not get the image in time. Press {RETRY}.",
         429: f"The server at `{url}` is busy with other requests. Wait some seconds, then press {RETRY}.",

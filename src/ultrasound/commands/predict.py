@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ultrasound.errors import InputError
 from ultrasound.sections import Params
-from ultrasound.serving import finding, predictions, sources
+from ultrasound.serving import TOKEN, finding, predictions, sources
 from ultrasound.serving.journal import Journal
 
 SECTIONS = ()
@@ -31,7 +31,7 @@ def run(
 ) -> None:  # fmt: skip
     """Find, answer, write, tell."""
     file = predictions.require_format(out)
-    token, alias = os.environ.get("ULTRASOUND_TOKEN"), params.serve.alias
+    token, alias = os.environ.get(TOKEN), params.serve.alias
     remote = sources.Remote(url, token) if url else None
     segmenter: sources.Source | None = sources.Remote(outlines_url, token, "segmenter") if outlines_url else None
     found = finding.find(Path(folder))

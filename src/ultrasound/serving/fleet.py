@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ultrasound.errors import InputError
 from ultrasound.sections import Serve
+from ultrasound.serving import TOKEN
 from ultrasound.serving.accounts import log
 from ultrasound.serving.admission import is_loopback
 from ultrasound.serving.child import Child, start
@@ -27,7 +28,6 @@ from ultrasound.serving.connections import BACKLOG, KEEP_ALIVE
 from ultrasound.tracking import serving_versions
 from ultrasound.tracking.serving_versions import Version
 
-TOKEN = "ULTRASOUND_TOKEN"  # noqa: S105 - the name of the variable
 LOADING = 180.0  # seconds until a version must have been loaded
 AGAIN = 60.0  # seconds until a version that failed is tried again
 LONGEST_BACKOFF = 30.0  # seconds before a child that keeps dying is started again

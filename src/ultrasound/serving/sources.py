@@ -19,6 +19,7 @@ from requests.auth import AuthBase
 from urllib3.util import Retry
 
 from ultrasound.errors import InputError, ParameterError, signals_wait
+from ultrasound.serving import TOKEN
 
 if TYPE_CHECKING:
     from ultrasound.inference.outliner import Outliner
@@ -192,7 +193,7 @@ class Remote:
 
     def _refused(self, status: int, sentence: str) -> InputError:
         if status in (401, 403):
-            return InputError(f"{self.url} asks for a token: set the environment variable ULTRASOUND_TOKEN to it")
+            return InputError(f"{self.url} asks for a token: set the environment variable {TOKEN} to it")
         if status in (429, 503):
             return InputError(f"{self.url} is too busy to answer: try again later")
         return InputError(f"{self.url} answers with HTTP {status}: {sentence or 'check the address'}")

@@ -25,7 +25,7 @@ from typing import Any
 import prometheus_client
 import uvicorn
 
-from . import openapi
+from . import TOKEN, openapi
 from .accounts import Accounts, be_discreet, log
 from .bodies import Shape, parse
 from .connections import BACKLOG, HEADERS, KEEP_ALIVE, Connection
@@ -57,7 +57,7 @@ def main(control: int, listening: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # below it are the clients' errors, which are counted
     prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
-    token = os.environ.pop("ULTRASOUND_TOKEN", "") or None
+    token = os.environ.pop(TOKEN, "") or None
     try:
         guard = _load(Path(settings["folder"]), settings, token)
         asyncio.run(_serve(guard, settings, socket.socket(fileno=listening), parent, told))

@@ -93,7 +93,7 @@ def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, params: 
     content = {
         "model_uri": model_uri, "images": len(named), "groups": int(named["group"].nunique()), "resamples": RESAMPLES,
         **reporting.compared(prepared, trained), "rule": dataclasses.asdict(model.rule),
-        "scores": {name: [None if end != end else end for end in score] for name, score in scored.scores.items()},
+        "scores": reporting.in_json(scored.scores),
     }  # fmt: skip
     runs.log_report(content, reporting.REPORT)
     page = report.outlines_page(

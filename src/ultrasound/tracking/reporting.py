@@ -18,6 +18,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from ultrasound.images.prepared import Prepared
 from ultrasound.learning import heat
 from ultrasound.scoring import calibration, figures, gallery, metrics, report
+from ultrasound.scoring.intervals import Interval
 from ultrasound.scoring.report import Shown
 from ultrasound.tracking import calibrating, models, runs
 from ultrasound.tracking.provenance import DIGESTS
@@ -73,7 +74,7 @@ def content(tested: Tested, model_uri: str, prepared: Prepared, trained: Run) ->
         "labels": list(answers.labels),
         **compared(prepared, trained),
         "resamples": tested.resamples,
-        "scores": {name: [None if end != end else end for end in score] for name, score in tested.scores.items()},
+        "scores": in_json(tested.scores),
         "uncalibrated": {
             name: metrics.METRICS[name].of(answers.targets, tested.raw) for name in calibrating.BEFORE_AFTER
         },
@@ -87,6 +88,11 @@ def content(tested: Tested, model_uri: str, prepared: Prepared, trained: Run) ->
             "similarity": {name: list(score) for name, score in explained.similarity.items()},
         } if explained else None,
     }  # fmt: skip
+
+
+def in_json(scores: Mapping[str, Interval]) -> dict[str, list[float | None]]:
+    """Value, lower and upper end of every score; JSON has no NaN."""
+    return {name: [None if end != end else end for end in score] for name, score in scores.items()}
 
 
 def compared(prepared: Prepared, trained: Run) -> dict[str, dict[str, str]]:
