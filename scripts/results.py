@@ -71,6 +71,8 @@ def search(run: Run) -> str:
              f"The best, trial {found.name}, had {metric} {found['value']:.3f} out of fold{standing}.", "",
              "```yaml", yaml.safe_dump(best, sort_keys=False).strip(), "```", ""]  # fmt: skip
     main = "dice" if params["tune.metric"] in outlines.METRICS else "macro_f1"  # what ranks runs of the task
+    if main == "dice":
+        lines += ["The trials' outlines are all that is more probable than a half, those below by a chosen rule.", ""]
     lines += [f"| {METRICS.get(main, main)} out of fold | seeds | of the folds, mean ± sd |", "|---|---:|---:|"]
     for kind, name in (("best", "best parameters"), ("defaults", "params.yaml")):
         if (key := f"repeats_{kind}/{main}") in values:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,11 @@ def segmented(run_id: str, data: Prepared) -> Run:
     run, tags = finished(run_id, "segment"), provenance.tags(data)
     if any(run.data.tags[key] != tags[key] for key in provenance.DIGESTS):
         raise InputError(f"run {run_id} is of other data or another split than today's")
+    for key, value in dataclasses.asdict(data.preparation).items():  # regions are cut by it
+        if (was := run.data.params[f"preprocess.{key}"]) != str(value):
+            raise InputError(
+                f"run {run_id} had preprocess.{key}={was}, today's data {value}: `dvc repro` with the former"
+            )
     return run
 
 

@@ -45,6 +45,7 @@ class Verbs(click.Group):
             "leakage",
             "probe",
             "train",
+            "segment",
             "tune",
             "compare",
             "evaluate",

@@ -231,7 +231,8 @@ class Evaluate(Section):
     """The locked test set."""
 
     run: str = Field(
-        description="run whose model is scored on the locked test set: latest, best, segmenter (latest), or a run id"
+        description="run whose model is scored on the locked test set: latest, best, segmenter (the latest with one, "
+        "be it of a single fold), or a run id"
     )
     resamples: int = Field(ge=100, le=100_000, description="bootstrap resamples of the 95 % intervals")
     explain: bool = Field(description="heat maps (Grad-CAM, not of transformers), and whether they lie on the lesions")
@@ -243,7 +244,8 @@ class Register(Section):
 
     name: Name = Field(description="registered model")
     run: str = Field(
-        description="run whose model becomes a version: best (validation macro-F1), latest, segmenter, or a run id"
+        description="run whose model becomes a version: best (validation macro-F1), latest, segmenter (as of "
+        "evaluate), or a run id"
     )
     min_sensitivity: float = Field(ge=0, le=1, description="champions find this share of the positive test images")
     max_ece: float = Field(ge=0, le=1, description="champions have no larger expected calibration error")

@@ -12,6 +12,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import cv2
 import numpy as np
 import pytest
 from matplotlib import colormaps
@@ -22,7 +23,7 @@ from starlette.formparsers import MultiPartParser
 from tests.guarded_server import free_port
 from ultrasound import NOTICE
 from ultrasound.app import asking, launching, pictures, sheet, words
-from ultrasound.app.asking import Answer, ImageError, Server, ServerError
+from ultrasound.app.asking import Answer, ImageError, Outline, Server, ServerError
 from ultrasound.errors import InputError
 
 CLASSES = ("benign", "malignant", "normal")
@@ -126,6 +127,38 @@ def test_the_overlay_covers_where_it_is_hot_as_far_as_the_slider_says():
         hottest = 255 * np.array(colormaps["inferno"](1.0)[:3])
         assert (shown[30:] == grey[30:]).all()
         np.testing.assert_allclose(shown[:30], grey[:30] * (1 - opacity) + hottest * opacity, atol=0.51)
+
+
+def test_the_outline_runs_around_the_lesion_and_covers_nothing_of_it():
+    inside = np.zeros((60, 80), bool)
+    inside[10:30, 20:60] = inside[30:40, 50:60] = True  # the same from no two sides
+    shown = np.asarray(pictures.outlined(SCAN, png(inside.astype(np.uint8) * 255)))
+    grey = np.repeat(np.asarray(SCAN)[:, :, None], 3, axis=2)
+    drawn = (shown == pictures.OUTLINE).all(axis=2)
+    around = cv2.dilate(inside.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))) > 0
+    assert (drawn == (around & ~inside)).all()  # of so small a scan one pixel wide
+    assert (shown[~drawn] == grey[~drawn]).all()
+    with pytest.raises(InputError, match="outline that the server sent is not as large as the image"):
+        pictures.outlined(SCAN, png(np.zeros((80, 60), np.uint8)))
+
+
+def found(**changes):
+    return Outline(**{
+        "mask": b"", "lesions": 1, "area_share": 0.123, "taller_than_wide": 0.5, "circularity": 0.75, "abstain": False,
+        "abstain_reason": "", "model_version": "segmenter/2", **changes,
+    })  # fmt: skip
+
+
+def test_what_the_segmenter_says_is_told_in_words():
+    said = words.outline(found())
+    assert said == ("Outlined by segmenter/2: 12.3 % of the scan; it is 0.50 times as tall as wide, its circularity is "
+                    "0.75 (1 is a disc).")  # fmt: skip
+    several = words.outline(found(lesions=3))
+    assert "3 regions, together 12.3 % of the scan; the largest is 0.50" in several
+    nothing = found(lesions=0, area_share=0.0, taller_than_wide=None, circularity=None)
+    assert words.outline(nothing) == "No lesion was outlined by segmenter/2. That does not mean that there is none."
+    unlike = words.outline(found(abstain=True, abstain_reason="It is unlike."))
+    assert unlike == "The segmenter draws no outline. It is unlike. (segmenter/2)"
 
 
 @pytest.mark.parametrize(

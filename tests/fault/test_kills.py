@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -243,6 +244,27 @@ def test_folds_that_are_done_are_not_trained_again(other: Path):
     assert again.info.run_id != parent
     for metric in ("best/macro_f1", "out_of_fold/log_loss", "folds/macro_auc_mean"):
         assert again.data.metrics[metric] == pytest.approx(whole.data.metrics[metric], abs=1e-6)
+
+
+def test_a_segmenter_that_is_killed_between_folds_outlines_as_an_undisturbed_one(other: Path):
+    options = as_options(("train.epochs=6", "train.folds=[0, 1]", "train.seed=13", "segment.width=16"))
+    process, parent = started(other, sys.executable, "-m", "ultrasound", "segment", *options, name="segment")
+    deadline = time.monotonic() + 120
+    while not list((other / "build/checkpoints" / parent / "fold-1").glob("e*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    assert f"continuing run {parent}" in ultrasound(other, "segment", *options).stdout
+    ultrasound(other, "segment", *options)
+    continued, undisturbed = (run for run in runs(other, "segment") if run.data.params["train.seed"] == "13")
+    assert continued.info.run_id == parent and continued.info.status == "FINISHED"
+    tables = [pd.read_csv(client(other).download_artifacts(run.info.run_id, "tables/outlines_out_of_fold.csv"))
+              for run in (continued, undisturbed)]  # fmt: skip
+    pd.testing.assert_frame_equal(*tables)
+    rules = [
+        client(other).download_artifacts(run.info.run_id, "rules_of_folds.json") for run in (continued, undisturbed)
+    ]
+    assert Path(rules[0]).read_text() == Path(rules[1]).read_text()
 
 
 def test_a_training_on_a_full_disk_fails_clearly_and_goes_on_when_there_is_room(other: Path, tmp_path: Path):

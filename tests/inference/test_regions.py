@@ -3,7 +3,9 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from ultrasound.images.preparation import Preparation
 from ultrasound.inference.regions import Rule, shape
 
 
@@ -37,7 +39,7 @@ def ellipse(width, height, size=200):
 def test_measures_of_known_shapes():
     disc = shape(ellipse(80, 80), 40_000)
     assert disc.regions == 1 and disc.taller_than_wide == 1
-    assert disc.circularity > 0.88  # steps between pixels make the edge longer
+    assert disc.circularity > 0.97
     assert disc.area_share == ellipse(80, 80).sum() / 40_000
     assert shape(ellipse(120, 60), 40_000).taller_than_wide == pytest.approx(0.5, abs=0.01)
     assert shape(ellipse(60, 120), 40_000).taller_than_wide == pytest.approx(2, abs=0.04)
@@ -45,9 +47,26 @@ def test_measures_of_known_shapes():
     for angle in range(0, 180, 20):
         cv2.ellipse(star, (100, 100), (70, 6), angle, 0, 360, 1, -1)
     assert shape(star.astype(bool), 40_000).circularity < 0.3 < shape(ellipse(120, 60), 40_000).circularity
-    square = np.zeros((50, 50), bool)
-    square[10:30, 10:30] = True
-    assert shape(square, 2500).circularity == pytest.approx(np.pi / 4, abs=0.03)
+    square = np.zeros((200, 200), bool)
+    square[50:150, 50:150] = True
+    assert shape(square, 40_000).circularity == pytest.approx(np.pi / 4, abs=0.03)
+
+
+@pytest.mark.parametrize("size", [(150, 120), (190, 310), (500, 400), (562, 471), (1040, 700), (2000, 1500)])
+@pytest.mark.parametrize(("wide", "tall", "angle"), [(8, 8, 0), (25, 25, 0), (50, 50, 0), (40, 20, 0), (40, 20, 30)])
+def test_what_is_measured_does_not_depend_on_the_size_of_the_image(size, wide, tall, angle):
+    preparation = Preparation(224, fit="pad")
+    _, place = preparation.placed(Image.new("L", size))
+    down, right = np.mgrid[:224, :224] - 112.3
+    turned = np.deg2rad(angle)
+    along, across = (right * np.cos(turned) + down * np.sin(turned), down * np.cos(turned) - right * np.sin(turned))
+    inside = (along / wide) ** 2 + (across / tall) ** 2 <= 1
+    mask = preparation.back(inside.astype(np.uint8) * 255, place) > 127
+    found = shape(mask, size[0] * size[1], max(size) / 224)
+    perimeter = np.pi * (3 * (wide + tall) - np.sqrt((3 * wide + tall) * (wide + 3 * tall)))  # Ramanujan's, to 1e-4
+    assert found.circularity == pytest.approx(4 * np.pi * np.pi * wide * tall / perimeter**2, abs=0.025)
+    if not angle:
+        assert found.taller_than_wide == pytest.approx(tall / wide, abs=0.1)
 
 
 def test_of_several_regions_the_largest_is_measured_and_all_count_for_the_area():

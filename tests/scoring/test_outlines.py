@@ -129,7 +129,7 @@ def test_what_is_followed_during_a_training():
 def test_the_gallery_holds_the_best_the_middling_the_worst_and_false_lesions():
     rows = pd.DataFrame({
         "lesion": [1, 1, 1, 1, 1, 0, 0, 0], "found": [1, 1, 1, 0, 1, 0, 1, 1],
-        "found_share": [0.1] * 6 + [0.2, 0.3], "dice": [0.5, 0.9, 0.7, 0.0, 0.8, 1.0, 0.0, 0.0],
+        "found_area": [0.1] * 6 + [0.2, 0.3], "dice": [0.5, 0.9, 0.7, 0.0, 0.8, 1.0, 0.0, 0.0],
     })  # fmt: skip
     found = outlines.gallery(rows, 2)
     assert {title: rows.tolist() for title, rows in found.items()} == {

@@ -267,6 +267,7 @@ def test_other_weights_under_the_same_version_and_another_folder_are_told(tmp_pa
     for changes, kept in (
         ({}, row), ({"probabilities": [0.5002, 0.4998]}, row), ({"probabilities": [0.6, 0.4]}, {}),
         ({"folder": "/b"}, {}), ({"data_version": "e"}, {}), ({"probabilities": [1.0]}, {}),
+        ({"segmenter_version": "s/1"}, {}), ({"segmenter_data_version": "e"}, {}),
     ):  # fmt: skip
         with Journal(tmp_path / "t.csv") as journal:
             journal.begin(now | {"folder": "/anew"})
@@ -274,6 +275,38 @@ def test_other_weights_under_the_same_version_and_another_folder_are_told(tmp_pa
             journal.add(row)
             assert journal.begin(now | changes) == kept, changes
     assert "of another m/1, and m/1 answers now" in capsys.readouterr().out
+
+
+class Fixed:
+    """A source that gives the answers it was made with."""
+
+    def __init__(self, **answers):
+        self.found = answers
+
+    def answers(self, images):
+        return {name: self.found[name] for name in images}
+
+
+def test_what_the_segmenter_refuses_or_abstains_from_keeps_its_class_and_says_why(tmp_path):
+    shape = {"lesions": 1, "lesion_area_share": 0.1, "taller_than_wide": 0.8, "circularity": 0.9, "abstain": False,
+             "abstain_reason": "", "model_version": "s/1", "data_version": "e"}  # fmt: skip
+    classes = Fixed(**{name: {"label": "benign"} for name in ("good", "none", "unlike", "refused")}, bad="bad is bad")
+    outlines = Fixed(
+        good=shape, none=shape | {"lesions": 0, "taller_than_wide": None}, refused="refused is damaged",
+        unlike=shape | {"abstain": True, "abstain_reason": "It is unlike."},
+    )  # fmt: skip
+    found = sources.WithShapes(classes, outlines).answers(dict.fromkeys((*outlines.found, "bad"), b""))
+    assert found.pop("bad") == "bad is bad"
+    assert [found[name]["label"] for name in found] == ["benign"] * 4
+    table = pd.DataFrame(found).T
+    assert table["segmenter_abstain_reason"].to_dict() == {
+        "good": "", "none": "", "unlike": "It is unlike.", "refused": "refused is damaged",
+    }  # fmt: skip
+    assert found["good"]["circularity"] == 0.9 and found["none"]["lesions"] == 0
+    assert np.isnan(found["none"]["taller_than_wide"])
+    assert all(np.isnan(found[name][key]) for name in ("unlike", "refused") for key in sources.SHAPES)
+    assert found["unlike"]["segmenter_version"] == "s/1" and found["refused"]["segmenter_version"] is None
+    assert found["good"]["segmenter_data_version"] == "e"
 
 
 def test_a_journal_torn_anywhere_gives_whole_rows(tmp_path):

@@ -98,7 +98,7 @@ def test_the_run_holds_what_a_reader_needs(segmented):
     with np.load(client(folder).download_artifacts(run.info.run_id, "masks/out_of_fold.npz")) as saved:
         rows = table(folder, run, "outlines_out_of_fold")
         assert saved["image_id"].tolist() == rows["image_id"].tolist()
-        np.testing.assert_allclose(saved["masks"].mean(axis=(1, 2)), rows["found_share"])
+        np.testing.assert_allclose(saved["masks"].mean(axis=(1, 2)), rows["found_area"])
     rule = json.loads(Path(client(folder).download_artifacts(run.info.run_id, "rule.json")).read_text())
     assert rule["chosen_on"] == len(table(folder, run, "outlines_out_of_fold"))
 
@@ -220,7 +220,8 @@ def test_both_servers_return_masks_as_large_as_the_images_and_equal_to_those_off
         inside = data.preparation.back(expected.astype(np.uint8) * 255, place(data, picture)) > 127
         assert np.mean((mask > 0) != inside) < 0.002  # a level may be rounded otherwise
         assert answer["lesion_area_share"] == pytest.approx((mask > 0).mean(), abs=0.01)
-        assert (answer["taller_than_wide"] is None) is (answer["circularity"] is None) is not (mask > 0).any()
+        for name in ("taller_than_wide", "circularity"):
+            assert (answer[name] is None) == (not (mask > 0).any())
         assert answer["model_version"] == f"{NAME}/1" and answer["notice"] == NOTICE
     with guarded(folder, f"--register.name={NAME}") as server:
         body = json.dumps(images(files[0], files[-1])).encode()

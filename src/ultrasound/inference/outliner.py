@@ -62,7 +62,8 @@ class Outliner:
             inside = self.rule.mask(levels).astype(np.uint8) * 255
             mask = self.preparation.back(inside, each.place) > MASK_THRESHOLD
             left, top, right, bottom = each.place.box
-            shape = regions.shape(mask, (right - left) * (bottom - top))
+            width, height = right - left, bottom - top
+            shape = regions.shape(mask, width * height, max(width, height) / self.preparation.size)
             buffer = io.BytesIO()
             Image.fromarray(mask).save(buffer, "PNG")  # one bit a pixel
             found.append({

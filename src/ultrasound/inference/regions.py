@@ -13,6 +13,7 @@ from scipy import ndimage
 from ultrasound.images.preparation import Pixels
 
 CONNECTIVITY = 8
+REACH = 4  # deviations of a Gaussian beyond which it is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Rule:
     Attributes:
         edge: the lowest level of a region's pixels, 1 to 255, probability in 255 steps.
         core: the level that one of its pixels must reach.
-        smallest: the least area of a region, as a share of the prepared image.
+        smallest: the least area of a region, as a share of the prepared image, padding included.
         chosen_on: how many images the three were chosen on.
     """
 
@@ -52,7 +53,7 @@ class Shape(NamedTuple):
         area_share: of the scan, all regions together.
         taller_than_wide: height by width of the upright box around the largest: above 1 a known sign of malignancy
             (Stavros et al., Radiology 196, 1995).
-        circularity: 4 pi area / perimeter^2: 1 of a disc, less the more uneven the edge is.
+        circularity: 4 pi area / perimeter^2: 1 of a disc, less the longer or the more uneven the region is.
     """
 
     regions: int
@@ -61,20 +62,24 @@ class Shape(NamedTuple):
     circularity: float
 
 
-def shape(mask: NDArray[np.bool_], scan_area: int) -> Shape:
+def shape(mask: NDArray[np.bool_], scan_area: int, detail: float = 1) -> Shape:
     """Measure the lesion in a mask whose pixels are square: (height, width) bool.
 
     Args:
         scan_area: pixels of the mask that show the scan, not the black that pads it.
+        detail: pixels of the mask for one that the network saw; the steps between those are no edge of the lesion.
     """
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     if not contours:
         return Shape(0, 0.0, np.nan, np.nan)
     largest = max(contours, key=cv2.contourArea)
-    _, _, width, height = cv2.boundingRect(largest)
-    # The contour runs through the centres of the outer pixels; the region reaches half a pixel further.
-    perimeter = cv2.arcLength(largest, closed=True) + np.pi
-    area = cv2.contourArea(largest) + cv2.arcLength(largest, closed=True) / 2 + np.pi / 4
-    return Shape(
-        len(contours), float(mask.sum() / scan_area), height / width, float(min(4 * np.pi * area / perimeter**2, 1))
-    )
+    left, top, width, height = cv2.boundingRect(largest)
+    blur = max(detail, 1)
+    around = int(np.ceil(REACH * blur)) + 1
+    filled = np.zeros((height + 2 * around, width + 2 * around), np.float32)
+    cv2.drawContours(filled, [largest], 0, (1.0,), cv2.FILLED, offset=(around - left, around - top))
+    smooth = cv2.GaussianBlur(filled, (0, 0), blur)
+    # By the coarea formula the slope's integral is the mean length of the contours at all heights.
+    perimeter = np.hypot(*np.gradient(smooth)).sum()
+    circularity = 4 * np.pi * filled.sum() / perimeter**2
+    return Shape(len(contours), float(mask.sum() / scan_area), height / width, float(min(circularity, 1)))

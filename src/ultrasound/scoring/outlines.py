@@ -45,13 +45,25 @@ METRICS: dict[str, OutlineMetric] = {
     "dice": OutlineMetric("dice", None, "Dice, twice the common area by the sum of both, mean over all images"),
     "lesion_dice": OutlineMetric("dice", True, "Dice, mean over the images with a lesion"),
     "lesion_iou": OutlineMetric("iou", True, "intersection over union, mean over the images with a lesion"),
-    "lesion_sensitivity": OutlineMetric("sensitivity", True, "found share of the lesion's pixels"),
-    "lesion_precision": OutlineMetric("precision", True, "share of the found pixels that are lesion"),
-    "hd95": OutlineMetric("hd95", True, "95 % Hausdorff distance, pixels of the prepared image"),
+    "lesion_sensitivity": OutlineMetric(
+        "sensitivity", True, "found share of the lesion's pixels, mean over the images with a lesion"
+    ),
+    "lesion_precision": OutlineMetric(
+        "precision",
+        True,
+        "share of the found pixels that are lesion, where there is a lesion and anything is found",
+    ),
+    "hd95": OutlineMetric(
+        "hd95",
+        True,
+        "95 % Hausdorff distance, pixels of the prepared image, where there is a lesion and anything is found",
+    ),
     "hd95_relative": OutlineMetric("hd95_relative", True, "the same, by the diameter of a disc of the lesion's area"),
     "found_share": OutlineMetric("found", True, "share of the images with a lesion in which some is found"),
     "false_lesion_rate": OutlineMetric("found", False, "share of the images without a lesion in which one is found"),
-    "false_area": OutlineMetric("found_share", False, "area found in images without a lesion, share of the image"),
+    "false_area": OutlineMetric(
+        "found_area", False, "area found in images without a lesion, share of the prepared square, padding included"
+    ),
 }
 
 
@@ -59,7 +71,7 @@ def per_image(truth: Masks, found: Masks) -> dict[str, float]:
     """Metrics of one image, NaN where undefined: (height, width) each.
 
     Returns:
-        `lesion` and `found` (1 if there is any pixel), `found_share` of the image, `dice`, `iou`, `sensitivity`,
+        `lesion` and `found` (1 if there is any pixel), `found_area` as a share, `dice`, `iou`, `sensitivity`,
         `precision`, `hd95` in pixels, `hd95_relative`.
     """
     both, true_area, found_area = int((truth & found).sum()), int(truth.sum()), int(found.sum())
@@ -67,7 +79,7 @@ def per_image(truth: Masks, found: Masks) -> dict[str, float]:
     return {
         "lesion": float(true_area > 0),
         "found": float(found_area > 0),
-        "found_share": found_area / truth.size,
+        "found_area": found_area / truth.size,
         "dice": 2 * both / (true_area + found_area) if true_area + found_area else 1.0,
         "iou": both / (true_area + found_area - both) if true_area + found_area else 1.0,
         "sensitivity": both / true_area if true_area else np.nan,
@@ -168,7 +180,7 @@ def gallery(rows: pd.DataFrame, number: int) -> dict[str, NDArray[np.int64]]:
     order = lesions[np.argsort(-rows["dice"].to_numpy()[lesions], kind="stable")]
     middle = max(len(order) // 2 - number // 2, 0)
     false = np.flatnonzero((rows["lesion"] == 0) & (rows["found"] > 0))
-    largest = false[np.argsort(-rows["found_share"].to_numpy()[false], kind="stable")]
+    largest = false[np.argsort(-rows["found_area"].to_numpy()[false], kind="stable")]
     found = {
         "best": order[:number], "median": order[middle : middle + number], "worst": order[::-1][:number],
         "false lesion": largest[:number],

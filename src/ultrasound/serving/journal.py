@@ -58,8 +58,8 @@ class Journal:
         """Read what was answered before, by the same model in the same folder; else begin anew, and say so.
 
         Args:
-            belongs: `folder`, `model_version`, `data_version`, `segmenter_version` (empty without one), and
-                `probabilities` that the model gives a known image.
+            belongs: `folder`, `model_version`, `data_version`, `segmenter_version` and `segmenter_data_version`
+                (empty without one), and `probabilities` that the model gives a known image.
         """
         self.stream.seek(0)
         first = _row(self.stream.readline())
@@ -123,7 +123,7 @@ def _is_same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     A number of a version may have been given twice, after a registry was begun anew, and a server does not tell more:
     so the model is also known by what it says of a known image.
     """
-    named = ("folder", "model_version", "data_version", "segmenter_version")
+    named = ("folder", "model_version", "data_version", "segmenter_version", "segmenter_data_version")
     before, now = one.get("probabilities", []), other["probabilities"]
     if any(one.get(key, "") != other.get(key, "") for key in named) or len(before) != len(now):
         return False
@@ -136,5 +136,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     if before.get("segmenter_version", "") != now.get("segmenter_version", ""):
         were, are = (each.get("segmenter_version") or "no segmenter" for each in (before, now))
         return f"with the outlines of {were}, and {are} answers now"
+    if before.get("segmenter_data_version", "") != now.get("segmenter_data_version", ""):
+        return f"with the outlines of another {before.get('segmenter_version', '')}".rstrip()
     other = "another " if before.get("model_version") == now["model_version"] else ""
     return f"of {other}{before.get('model_version')}, and {now['model_version']} answers now"

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ultrasound.errors import InputError, ParameterError
 from ultrasound.serving.finding import Found, Scan, in_words
 from ultrasound.serving.journal import Journal, Kept
-from ultrasound.serving.sources import Answer, Source
+from ultrasound.serving.sources import SEGMENTER, Answer, Source
 
 FORMATS = (".csv", ".parquet")
 BATCH = 16  # images; the served model takes no more at once
@@ -128,7 +128,7 @@ def _belongs(found: Found, model: Answer) -> dict[str, str | list[float]]:
         "folder": os.fsencode(found.folder).decode("utf-8", "backslashreplace"),
         "model_version": model["model_version"],
         "data_version": model["data_version"],
-        "segmenter_version": model.get("segmenter_version", ""),
+        **{key: model.get(key, "") for key in SEGMENTER},
         "probabilities": [value for name, value in model.items() if name.startswith("p_")],
     }
 
@@ -192,8 +192,8 @@ def _batches(scans: Iterable[Scan]) -> Iterator[list[Scan]]:
 
 
 def _require_same(answer: Answer, model: Answer) -> None:
-    for key in ("model_version", "data_version", "segmenter_version"):
-        if answer.get(key) != model.get(key):
+    for key in ("model_version", "data_version", *SEGMENTER):
+        if answer.get(key) not in (None, model.get(key)):  # none, where the segmenter did not take the file
             raise _AnotherModelError
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Answer = dict[str, Any]  # the columns of the served model
 
 SHAPES = ("lesions", "lesion_area_share", "taller_than_wide", "circularity")  # columns of the served segmenter
+SEGMENTER = ("segmenter_version", "segmenter_data_version")  # columns of `WithShapes` that name it
 OWN = {"classifier": ("label",), "segmenter": SHAPES}  # what tells the two apart
 THREADS = 2  # decode the images of one batch
 WAITS = 30  # answers of 429 and 503 with Retry-After that are followed, for one request
@@ -78,17 +79,21 @@ class WithShapes:
     segmenter: Source
 
     def answers(self, images: Mapping[str, bytes]) -> dict[str, Answer | str]:
-        """See `Source`; `SHAPES` and `segmenter_version` are added, the first empty where the segmenter abstains."""
+        """See `Source`; adds `SHAPES`, empty where the segmenter abstains, why it does, and what names it.
+
+        A file that the segmenter does not take keeps its class: the two may differ in what they take.
+        """
         found = self.classifier.answers(images)
         classified = {name: images[name] for name, each in found.items() if isinstance(each, dict)}
         for name, shape in self.segmenter.answers(classified).items() if classified else ():
             answer = found[name]
-            if isinstance(shape, str):  # the two may differ in what they take
-                found[name] = shape
-            elif isinstance(answer, dict):
-                known = not shape["abstain"]
-                answer |= {key: math.nan if shape[key] is None or not known else float(shape[key]) for key in SHAPES}
-                answer["segmenter_version"] = shape["model_version"]
+            assert isinstance(answer, dict)
+            told: Answer = {"abstain": True, "abstain_reason": shape} if isinstance(shape, str) else shape
+            for key in SHAPES:
+                value = None if told["abstain"] else told[key]
+                answer[key] = math.nan if value is None else float(value)
+            answer["segmenter_abstain_reason"] = told["abstain_reason"]
+            answer |= dict(zip(SEGMENTER, (told.get("model_version"), told.get("data_version")), strict=True))
         return found
 
 

@@ -126,7 +126,7 @@ def pool(
     groups = prepared.samples["group"].to_numpy(dtype=np.int64)[rows]
     scores = outlines.scores(table, groups, RESAMPLES)
     log_scores(scores, "out_of_fold")
-    runs.log_metrics({"dice": scores["dice"].value}, "best")  # what ranks runs
+    runs.log_metrics({"dice": scores["dice"].value}, "best")  # to sort runs by
     histories = {f"fold {number}": [result.validation for result in each.history] for number, each in folds.items()}
     runs.log_figure(figures.fold_curves(histories), "fold_curves")
     log_images(prepared.images[rows], prepared.samples.iloc[rows], truths, founds, table, "out_of_fold")
