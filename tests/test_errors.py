@@ -9,7 +9,7 @@ from ultrasound import errors
 
 @pytest.fixture
 def handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in errors.SIGNALS}
     errors.raise_on_signals()
     yield
     for number, handler in before.items():
@@ -40,6 +40,15 @@ def test_a_signal_raises_at_once_and_a_second_one_is_ignored(handlers):
     with pytest.raises(errors.Terminated, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_terminal_that_closes_ends_the_work_unless_that_was_to_be_ignored(handlers):
+    with pytest.raises(errors.Terminated, match="stopped by SIGHUP") as stopped:
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert stopped.value.number == signal.SIGHUP
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    errors.raise_on_signals()
+    os.kill(os.getpid(), signal.SIGHUP)
 
 
 def test_a_second_signal_after_a_while_does_not_wait(handlers, monkeypatch):

@@ -113,7 +113,7 @@ class Verb(click.Command):
             verb.run(values, **own)
         except KeyboardInterrupt as stopped:
             print(stopped, file=sys.stderr)
-            sys.exit(128 + (signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT))
+            sys.exit(128 + (stopped.number if isinstance(stopped, Terminated) else signal.SIGINT))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the options of the verb's own sections, with what params.yaml says now."""

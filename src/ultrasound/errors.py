@@ -22,11 +22,15 @@ class ParameterError(InputError):
 
 
 class Terminated(KeyboardInterrupt):
-    """Asked to end by SIGTERM, as by Ctrl-C."""
+    """Asked to end by SIGTERM, or by SIGHUP when its terminal closed, as by Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number  # of the signal
 
 
 ECHO_SECONDS = 3.0  # `mlflow run` answers Ctrl-C, which its child has heard too, with SIGTERM: once is enough
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class _Stop:
@@ -42,8 +46,8 @@ class _Stop:
         now = time.monotonic()
         if self.asked is None:
             self.asked = now
-            is_term = number == signal.SIGTERM
-            self.pending = Terminated("stopped by SIGTERM") if is_term else KeyboardInterrupt("stopped by Ctrl-C")
+            is_key = number == signal.SIGINT
+            self.pending = KeyboardInterrupt("stopped by Ctrl-C") if is_key else Terminated(number)
         if not self.waits or now - self.asked > ECHO_SECONDS:
             self.end()
 
@@ -65,11 +69,15 @@ _stop = _Stop()
 
 
 def raise_on_signals() -> None:
-    """From now on the first SIGTERM or Ctrl-C raises in the main thread, and further ones are ignored."""
+    """From now on the first SIGTERM, SIGHUP or Ctrl-C raises in the main thread, and further ones are ignored.
+
+    A SIGHUP that is ignored already, as under nohup, stays so.
+    """
     global _stop
     _stop = _Stop()
     for number in SIGNALS:
-        signal.signal(number, _stop.hear)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop.hear)
 
 
 def stop_if_asked() -> None:

@@ -319,3 +319,23 @@ def test_with_a_server_of_its_own_it_asks_with_the_token_and_ends_both(served):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", each), timeout=5)
     assert TOKEN not in page.log.read_text()
+
+
+def test_nothing_is_left_running_when_the_page_is_killed(served):
+    with showing(served, "--with-server", f"--serve.port={free_port()}") as page:
+        family = psutil.Process(page.process.pid).children(recursive=True)
+        page.process.kill()
+        page.process.wait()
+        assert psutil.wait_procs(family, timeout=60)[1] == []
+
+
+def test_without_a_model_the_page_says_so(served, browser):
+    with showing(served, "--with-server", "--serve.alias=nobody", f"--serve.port={free_port()}") as page:
+        tab = browser.new_page()
+        tab.goto(page.url)
+        alert = tab.get_by_role("alert").filter(has_text="There is no model to ask")
+        alert.wait_for(timeout=1000 * WAIT)
+        assert "with the alias nobody" in alert.inner_text() and "ultrasound register" in alert.inner_text()
+        assert tab.get_by_text(NOTICE).count()
+        tab.close()
+    assert "with the alias nobody" in page.log.read_text()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import cv2
@@ -140,6 +141,28 @@ def test_the_outline_runs_around_the_lesion_and_covers_nothing_of_it():
     assert (shown[~drawn] == grey[~drawn]).all()
     with pytest.raises(InputError, match="outline that the server sent is not as large as the image"):
         pictures.outlined(SCAN, png(np.zeros((80, 60), np.uint8)))
+
+
+def test_a_class_that_is_flagged_is_never_called_ruled_out():
+    said = words.sentences(answered(label="benign", p_benign=0.7, p_malignant=0.2, p_normal=0.1, malignant_flag=True,
+                                    prediction_set=["benign"]))  # fmt: skip
+    assert len(said) == 2 and said[0].startswith("At the operating point this counts as malignant, although benign is")
+    assert said[1].startswith("The prediction set holds benign without malignant;")
+    assert said[1].endswith("so malignant is not ruled out here.") and "rules" not in " ".join(said)
+    agreeing = words.sentences(answered(malignant_flag=False, label="benign", prediction_set=["benign"]))
+    assert agreeing[1] == "Only benign stays possible: the prediction set rules the other classes out."
+
+
+def test_large_pictures_are_drawn_as_large_as_they_are_seen():
+    scan = Image.new("L", (5000, 3000), 50)
+    mask = np.zeros((3000, 5000), np.uint8)
+    mask[1000:2000, 2000:4000] = 255
+    tracemalloc.start()
+    for picture in (pictures.overlay(scan, png(mask), 0.5), pictures.outlined(scan, png(mask))):
+        assert picture.size == (pictures.LONGEST, 840)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 150e6
 
 
 def found(**changes):
@@ -291,7 +314,7 @@ def test_a_server_that_does_not_say_who_it_is_has_an_empty_identity():
     with saying(404, {}) as (url, _):
         assert Server(url).identity() == asking.Identity()
     with saying(200, {"model_version": "m/1", "run_id": "r", "ready": True}) as (url, _):
-        assert Server(url).identity() == asking.Identity("m/1", "r", "0")
+        assert Server(url).identity() == asking.Identity("m/1", "r", "")
 
 
 def test_the_page_needs_neither_torch_nor_mlflow():

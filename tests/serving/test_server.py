@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import json
 import re
 import signal
@@ -24,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from mlflow.models import ModelSignature
 from mlflow.types import ParamSchema, ParamSpec
 from mlflow.types.schema import ColSpec, Schema
+from PIL import Image
 
 from tests.bad_bodies import EXAMPLES, GENERATED, IMAGE, KINDS, LENIENT, PNG, good
 from tests.conftest import SMALL, copy_project, environment, tracking_store, ultrasound
@@ -45,6 +47,7 @@ TINY = '''
         def load_context(self, context):
             if BROKEN:
                 raise ImportError("never")
+            time.sleep(LOADING)
 
         def predict(self, context, model_input, params=None):
             for row in model_input["image"]:
@@ -107,7 +110,9 @@ def test_openapi_describes_what_is_answered(server):
         jsonschema.Draft202012Validator.check_schema(schema)
     schemas = document["components"]["schemas"]
     jsonschema.validate(json.loads(good(PNG, explain=True)), schemas["Request"])
-    jsonschema.validate(server.ask(good(PNG)).json(), schemas["Answer"])
+    for explain in (False, True):
+        jsonschema.validate(server.ask(good(PNG, explain=explain)).json(), schemas["Answer"])
+    assert schemas["Answer"]["properties"]["predictions"]["items"]["properties"]["heat_map"] == {"type": "string"}
     assert {"p_benign", "p_malignant", "p_normal"} <= set(
         schemas["Answer"]["properties"]["predictions"]["items"]["properties"]
     )
@@ -256,7 +261,7 @@ def test_the_log_and_the_metrics_hold_no_content(server):
 
 @pytest.fixture(scope="module")
 def tiny_project(tmp_path_factory):
-    """A project with versions of the model `tiny`: 1 is good, 2 does not load, 3 was changed."""
+    """A project with versions of the model `tiny`: 1 is good, 2 does not load, 3 was changed, 4 takes long to load."""
     folder = tmp_path_factory.mktemp("tiny")
     project = copy_project(folder / "project", SMALL)
     (project / "build").mkdir()
@@ -270,9 +275,10 @@ def tiny_project(tmp_path_factory):
     with tracking_store(project):
         client = mlflow.MlflowClient()
         experiment = client.create_experiment("tiny", artifact_location=(project / "artifacts").as_uri())
-        for number in (1, 2, 3):
+        for number in (1, 2, 3, 4):
             file = folder / f"tiny{number}.py"
-            file.write_text(textwrap.dedent(TINY).replace("class", f"BROKEN = {number == 2}\n\nclass"))
+            own = f"BROKEN, LOADING = {number == 2}, {30 * (number == 4)}\n\nclass"
+            file.write_text(textwrap.dedent(TINY).replace("class", own))
             with mlflow.start_run(experiment_id=experiment):
                 logged = mlflow.pyfunc.log_model(
                     name="model", python_model=str(file), code_paths=[str(code / "ultrasound")], signature=signature,
@@ -402,6 +408,23 @@ def test_a_version_that_does_not_load_or_was_changed_is_not_served(tiny_project,
     client.set_registered_model_alias("tiny", "champion", "1")
 
 
+def test_a_version_that_is_withdrawn_while_it_is_loaded_never_answers(tiny_project, tiny):
+    client = mlflow.MlflowClient(f"sqlite:///{tiny_project}/mlflow.db")
+    [current] = tiny.workers()
+    client.set_registered_model_alias("tiny", "champion", "4")
+    end = time.monotonic() + 300
+    while len(tiny.workers()) < 2:
+        assert time.monotonic() < end, tiny.log.read_text()
+        time.sleep(0.05)
+    client.set_registered_model_alias("tiny", "champion", "1")
+    while tiny.workers() != [current]:
+        assert time.monotonic() < end, tiny.log.read_text()
+        time.sleep(0.05)
+    told = [line for line in tiny.lines() if line.get("version") == "tiny/4"]
+    assert [line.get("reason") for line in told] == ["the alias has moved on"]
+    assert tiny.get("/ready").json()["model_version"] == "tiny/1"
+
+
 @pytest.mark.alone
 def test_an_attack_costs_little_and_is_over_when_it_ends(tiny):
     [worker] = tiny.workers()
@@ -444,27 +467,56 @@ def test_an_attack_costs_little_and_is_over_when_it_ends(tiny):
         for job in jobs:
             job.result()
     ended = time.perf_counter()
-    while allowed(tiny, seconds(0)).status_code != 200:
-        assert time.perf_counter() - ended < 5
+    while allowed(tiny, seconds(0)).status_code != 200 and time.perf_counter() - ended < 60:
         time.sleep(0.1)
+    assert time.perf_counter() - ended < 5
     stop.set()
     watcher.join()
-    assert len(refusals) == 5 and statistics.median(took for _, took in refusals) < 0.1
+    assert len(refusals) == 5 and statistics.median(took for _, took in refusals) < 0.1  # 70 clients share two cores
     assert {status for status, _ in refusals} <= {413, 503}
     assert peak[0] - before < 200_000_000
     assert tiny.workers() == [worker]
 
 
 @pytest.mark.alone
+def test_work_for_clients_that_have_left_is_given_up(server):
+    buffer = io.BytesIO()
+    Image.new("L", (5000, 5000), 90).save(buffer, "PNG")  # 25 megapixels in a few kB, a second of work with its map
+    body = good(*[buffer.getvalue()] * 16, explain=True)
+    [worker] = server.workers()
+    assert server.ask(good(PNG, explain=True)).status_code == 200
+    before, peak, stop = worker.memory_info().rss, [0], threading.Event()
+
+    def watch():
+        while not stop.wait(0.02):
+            peak[0] = max(peak[0], worker.memory_info().rss)
+
+    def leave(_):
+        with server.raw(head(len(body)) + body):
+            stop.wait(1)  # they are being computed
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(leave, range(8)))
+    ended = time.perf_counter()
+    answered = server.ask(good(PNG))
+    took = time.perf_counter() - ended
+    stop.set()
+    watcher.join()
+    assert answered.status_code == 200 and took < 5
+    assert peak[0] - before < 200_000_000
+
+
+@pytest.mark.alone
 def test_what_is_too_much_is_refused_at_once(tiny):
-    with ThreadPoolExecutor(40) as pool:
-        first = [pool.submit(allowed, tiny, seconds(0.7)) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        first = [pool.submit(allowed, tiny, seconds(1.5)) for _ in range(3)]
         wait_for(tiny, "waiting", 2)
-        refused = list(pool.map(lambda _: timed(tiny, seconds(0)), range(30)))
+        refused = [timed(tiny, seconds(0)) for _ in range(30)]
         assert [job.result().status_code for job in first] == [200] * 3
-    times = [took for _, took in refused]
     assert all(got.status_code == 429 and got.headers["Retry-After"] == "1" for got, _ in refused)
-    assert statistics.median(times) < 0.1
+    assert max(took for _, took in refused) < 0.1
     assert allowed(tiny, seconds(0)).status_code == 200
 
 
@@ -486,6 +538,20 @@ def test_a_model_or_alias_that_is_missing_is_told(served):
     assert "has no breast-ultrasound with the alias nobody" in sentence and "python -m ultrasound register" in sentence
     with tracking_store(served), pytest.raises(InputError, match="has no other with the alias champion"):
         serving_versions.resolve("other", "champion")
+
+
+def test_bytecode_that_was_laid_beside_a_model_is_not_taken(served, tmp_path):
+    with tracking_store(served):
+        version = serving_versions.resolve("breast-ultrasound", "champion")
+        uri = mlflow.MlflowClient().get_model_version_download_uri(version.name, version.number)
+        stored = Path(mlflow.artifacts.download_artifacts(uri)) / "code/ultrasound/__pycache__"
+        stored.mkdir(exist_ok=True)
+        (stored / "laid.pyc").write_bytes(b"never to be run")
+        try:
+            model = serving_versions.fetch(version, tmp_path / "own")
+        finally:
+            (stored / "laid.pyc").unlink()
+    assert (model / "code/ultrasound/errors.py").is_file() and not list(model.rglob("__pycache__"))
 
 
 def test_a_port_that_is_taken_is_told():
@@ -521,9 +587,12 @@ def test_the_alias_moves_under_load_and_no_request_fails(served, server):
     try:
         time.sleep(0.5)
         point(served, 2)
-        end = time.monotonic() + 300
-        while set(versions[-8:]) != {"breast-ultrasound/2"}:
+        end = time.monotonic() + 60
+        while "breast-ultrasound/2" not in versions:
             assert time.monotonic() < end, server.log.read_text()[-2000:]
+            time.sleep(0.1)
+        while set(versions[-8:]) != {"breast-ultrasound/2"}:
+            assert time.monotonic() < end + 240, server.log.read_text()[-2000:]
             time.sleep(0.1)
     finally:
         point(served, 1)

@@ -85,7 +85,7 @@ class Identity:
 
     model_version: str = ""
     run_id: str = ""
-    experiment_id: str = "0"
+    experiment_id: str = ""
 
 
 class Server:

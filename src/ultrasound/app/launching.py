@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import requests
 
 import ultrasound
 from ultrasound import NOTICE
-from ultrasound.app import ADDRESS, OUTLINES
+from ultrasound.app import ADDRESS, MISSING, OUTLINES
 from ultrasound.errors import InputError
 from ultrasound.serving import TOKEN
 
@@ -47,9 +49,14 @@ STARTING = 60.0  # seconds until the page must answer
 LOADING = 200.0  # seconds until a server of ours must have loaded its model
 ENDING = 15.0  # seconds that children are given to end, the server's own time to finish included
 TICK = 0.2  # seconds
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
-def run(url: str, port: int, outlines: str | None = None, servers: Mapping[str, Sequence[str]] | None = None) -> None:
+def run(
+    url: str, port: int, outlines: str | None = None, servers: Mapping[str, Sequence[str]] | None = None,
+    missing: str = "",
+) -> None:  # fmt: skip
     """Show the page until a signal raises.
 
     Args:
@@ -57,6 +64,7 @@ def run(url: str, port: int, outlines: str | None = None, servers: Mapping[str, 
         port: of the page.
         outlines: address of the segmenter's server, if there is one.
         servers: address -> command that starts a server there, if it is to be started and stopped with the page.
+        missing: why there is no server at `url` and will be none; the page says it.
 
     Raises:
         InputError: the port is taken, the address is none, or one of them has ended by itself.
@@ -68,6 +76,7 @@ def run(url: str, port: int, outlines: str | None = None, servers: Mapping[str, 
     environment = os.environ | {
         ADDRESS: url,
         OUTLINES: outlines or "",
+        MISSING: missing,
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(Path(ultrasound.__file__).parents[1]), os.environ.get("PYTHONPATH")])
         ),
@@ -78,18 +87,30 @@ def run(url: str, port: int, outlines: str | None = None, servers: Mapping[str, 
     children: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for address, command in (servers or {}).items():
-            child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
-            children[f"the server at {address}"] = child
-        children["the page"] = subprocess.Popen(page, env=environment, start_new_session=True, stdin=subprocess.DEVNULL)
+            children[f"the server at {address}"] = _started(command)
+        children["the page"] = _started(page, environment)
         _wait_for(f"http://{HOST}:{port}/_stcore/health", STARTING, children)
         for address in servers or {}:
             _wait_for(f"{address}/ready", LOADING, children)
-        print(f"{NOTICE}\nthe page: http://{HOST}:{port} (asks {url}); Ctrl-C ends it", flush=True)
+        asks = missing or f"asks {url}"
+        print(f"{NOTICE}\nthe page: http://{HOST}:{port} ({asks}); Ctrl-C ends it", flush=True)
         while True:
             _require_alive(children)
             time.sleep(TICK)
     finally:
         _end(children)
+
+
+def _started(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )  # fmt: skip
+
+
+def _end_with_parent() -> None:
+    """In a child, before its program starts: SIGTERM when the parent is gone, however it went (man 2 prctl)."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _require_address(key: str, url: str) -> None:

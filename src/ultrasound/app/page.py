@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.formparsers import MultiPartParser
 
 from ultrasound import NOTICE
-from ultrasound.app import ADDRESS, OUTLINES, pictures, sheet, words
+from ultrasound.app import ADDRESS, MISSING, OUTLINES, pictures, sheet, words
 from ultrasound.app.asking import Answer, Identity, ImageError, Outline, Server, ServerError
 from ultrasound.errors import InputError
 from ultrasound.images.sources import phantom
@@ -83,6 +83,39 @@ class Answered:
     no_outline: str = ""
 
 
+class Segmenter:
+    """The server that outlines lesions, if there is one. After a failure it is left alone until the next run."""
+
+    def __init__(self) -> None:
+        address = os.environ.get(OUTLINES)
+        self.server = Server(address, os.environ.get(TOKEN) or None) if address else None
+        self.version: str | None = None  # that answers now, once it was asked for; "" if the server does not say
+        self.trouble = ""
+
+    def outlined(self, found: Answered, item: Item) -> Answered:
+        """An answer with the outline of the version that answers now, or with why there is none."""
+        if self.server is None:
+            return found
+        try:
+            if not self.trouble:
+                return self._outlined(self.server, found, item)
+        except ServerError:  # the class is answered all the same
+            self.trouble = words.SEGMENTER_DOWN
+        except InputError as error:
+            return dataclasses.replace(found, outline=None, no_outline=words.plain(str(error)))
+        return dataclasses.replace(found, outline=None, no_outline=self.trouble)
+
+    def _outlined(self, server: Server, found: Answered, item: Item) -> Answered:
+        if self.version is None:
+            self.version = server.identity().model_version
+        if found.outline is not None and self.version in ("", found.outline.model_version):
+            return found
+        with st.spinner(words.ASKING):
+            outline = server.outline(item.content)
+        pictures.outlined(found.picture, outline.mask)
+        return dataclasses.replace(found, outline=outline, no_outline="")
+
+
 def main() -> None:
     """Show the page."""
     st.set_page_config(page_title=words.TITLE, page_icon=pictures.icon(), layout="wide")
@@ -96,11 +129,14 @@ def main() -> None:
     server = Server(os.environ[ADDRESS], os.environ.get(TOKEN) or None)
     identity, problem = st.session_state.get("identity", Identity()), ""
     try:
+        if reason := os.environ.get(MISSING):
+            raise ServerError(words.missing(reason))
         identity = st.session_state["identity"] = server.identity()
     except ServerError as error:
         problem = str(error)
     if not items:
         st.markdown(words.NOTHING_YET)
+    segmenter = Segmenter()
     known: dict[tuple[str, str], Answered] = st.session_state.get("answered", {})
     kept: dict[tuple[str, str], Answered] = {}
     for number, item in enumerate(items, 1):
@@ -116,8 +152,7 @@ def main() -> None:
         if found is None:
             st.markdown(words.NOT_ASKED)
             continue
-        if not found.no_outline:  # that is asked again
-            kept[item.digest, found.answer.model_version] = found
+        kept[item.digest, found.answer.model_version] = found = segmenter.outlined(found, item)
         result(number, item, found, identity)
     st.session_state["answered"] = kept
     if problem:
@@ -172,18 +207,7 @@ def ask(server: Server, item: Item) -> Answered:
             pictures.overlay(picture, answer.heat_map, 1)
         except InputError as error:
             raise ImageError(str(error)) from None
-    answered = Answered(picture, answer, datetime.datetime.now().astimezone())
-    if not (address := os.environ.get(OUTLINES)):
-        return answered
-    try:
-        with st.spinner(words.ASKING):
-            outline = Server(address, os.environ.get(TOKEN) or None).outline(item.content)
-        pictures.outlined(picture, outline.mask)
-    except ServerError:  # the class is answered all the same
-        return dataclasses.replace(answered, no_outline=words.SEGMENTER_DOWN)
-    except InputError as error:
-        return dataclasses.replace(answered, no_outline=words.plain(str(error)))
-    return dataclasses.replace(answered, outline=outline)
+    return Answered(picture, answer, datetime.datetime.now().astimezone())
 
 
 @st.fragment
@@ -194,7 +218,12 @@ def result(number: int, item: Item, found: Answered, identity: Identity) -> None
     left, right = st.columns(2, gap="large")
     with left:
         if answer.abstain:
-            st.image(found.picture, alt=words.picture(number, item.is_synthetic), width="stretch", output_format="PNG")
+            st.image(
+                pictures.smaller(found.picture),
+                alt=words.picture(number, item.is_synthetic),
+                width="stretch",
+                output_format="PNG",
+            )
         else:
             opacity = covered(number, item, found, key)
     with right:
@@ -228,7 +257,12 @@ def covered(number: int, item: Item, found: Answered, key: str) -> float:
     """The picture under its heat map, with a slider; its opacity, 0 to 1."""
     answer, place = found.answer, st.container()
     if not answer.heat_map:
-        place.image(found.picture, alt=words.picture(number, item.is_synthetic), width="stretch", output_format="PNG")
+        place.image(
+            pictures.smaller(found.picture),
+            alt=words.picture(number, item.is_synthetic),
+            width="stretch",
+            output_format="PNG",
+        )
         st.markdown(words.NO_HEAT)
         return 0.0
     opacity = st.slider(words.OPACITY, 0, 100, OPACITY, 5, key=f"opacity-{key}") / 100

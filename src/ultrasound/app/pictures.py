@@ -7,16 +7,17 @@ import io
 
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from scipy import ndimage
 
 from ultrasound.errors import InputError
 from ultrasound.images.preparation import Pixels
 
 COLOURS = colormaps["inferno"]  # as in the evaluation's report: equal steps of heat look like equal steps of colour
+LEVELS = (COLOURS(np.arange(256))[:, :3] * 255).astype(np.float32)  # of each level of heat
 OUTLINE = (0, 209, 255)  # RGB, neither grey nor a colour of the heat
 EDGE = 0.004  # width of the outline, of the longer side
-LONGEST = 1400  # pixels, of a picture on the sheet
+LONGEST = 1400  # pixels of a side of what is drawn: more is not seen, and 25 megapixels would take 2 GB
 QUALITY = 92
 ACCENT = (0, 104, 168)
 
@@ -34,12 +35,13 @@ def outlined(scan: Image.Image, mask: bytes) -> Image.Image:
         mask: a PNG as large as the scan, white inside.
 
     Returns:
-        Mode RGB, as large as the scan.
+        Mode RGB, as large as the scan but for `LONGEST`.
 
     Raises:
         InputError: the mask is no such image.
     """
-    inside = _levels(mask, scan, "outline") > 127
+    levels, scan = _levels(mask, scan, "outline"), smaller(scan)
+    inside = levels > 127
     width = max(round(max(scan.size) * EDGE), 1)
     drawn = np.array(scan.convert("RGB"))
     drawn[ndimage.binary_dilation(inside, iterations=width) & ~inside] = OUTLINE
@@ -55,20 +57,24 @@ def overlay(scan: Image.Image, heat_map: bytes, opacity: float) -> Image.Image:
         opacity: of the hottest pixel, 0 to 1.
 
     Returns:
-        Mode RGB, as large as the scan.
+        Mode RGB, as large as the scan but for `LONGEST`.
 
     Raises:
         InputError: the heat map is no such image.
     """
-    heat = np.asarray(_levels(heat_map, scan, "heat map"), np.float32)[:, :, None] / 255
-    colour = 255 * COLOURS(heat[:, :, 0])[:, :, :3]
-    alpha = opacity * heat
-    covered = np.asarray(scan.convert("RGB"), np.float32) * (1 - alpha) + colour * alpha
+    levels, scan = _levels(heat_map, scan, "heat map"), smaller(scan)
+    alpha = levels[:, :, None] * np.float32(opacity / 255)
+    covered = np.asarray(scan.convert("RGB"), np.float32) * (1 - alpha) + LEVELS[levels] * alpha
     return Image.fromarray(covered.round().astype(np.uint8))
 
 
+def smaller(scan: Image.Image) -> Image.Image:
+    """The scan with at most `LONGEST` pixels a side."""
+    return ImageOps.contain(scan, (LONGEST, LONGEST)) if max(scan.size) > LONGEST else scan
+
+
 def _levels(content: bytes, scan: Image.Image, name: str) -> Pixels:
-    """The grey levels of a PNG that a server sent for a scan."""
+    """The grey levels of a PNG that a server sent for a scan, (height, width) of the `smaller` one."""
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as opened:
             if opened.size != scan.size:
@@ -76,7 +82,7 @@ def _levels(content: bytes, scan: Image.Image, name: str) -> Pixels:
                     f"The {name} that the server sent is not as large as the image: it may have seen another frame. "
                     "Update the page or the server, so that both read files alike."
                 )
-            return np.asarray(opened.convert("L"))
+            return np.asarray(smaller(opened.convert("L")))
     except (OSError, SyntaxError, ValueError):
         raise InputError(f"The {name} that the server sent is damaged: look at its log.") from None
 
@@ -89,8 +95,7 @@ def gradient() -> str:
 
 def data_uri(image: Image.Image) -> str:
     """A picture for the sheet: at most `LONGEST` pixels a side, nothing but pixels in it."""
-    small = bare(image)
-    small.thumbnail((LONGEST, LONGEST))
+    small = smaller(bare(image))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

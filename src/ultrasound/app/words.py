@@ -151,6 +151,14 @@ def prediction_set(chosen: Sequence[str], classes: Collection[str]) -> str:
     )
 
 
+def disagreement(chosen: Sequence[str], positive: str) -> str:
+    """What holds where the operating point counts an image as its class, and the prediction set leaves that out."""
+    return (
+        f"The prediction set holds {listed(chosen)} without {positive}; it is less cautious about {positive} than the "
+        f"operating point, so {positive} is not ruled out here."
+    )
+
+
 def abstention(reason: str, chosen: Sequence[str], classes: Collection[str]) -> str:
     """Why there is no answer, and what the prediction set means. A set of one class would be an answer: not shown."""
     said = f"The model gives no answer. {reason}".strip()
@@ -165,9 +173,13 @@ def abstention(reason: str, chosen: Sequence[str], classes: Collection[str]) -> 
 
 def sentences(answer: Answer) -> list[str]:
     """What an answer means, in sentences; of one that the model abstained from, only that and why."""
+    chosen = answer.prediction_set
     if answer.abstain:
-        return [abstention(answer.abstain_reason, answer.prediction_set, answer.probabilities)]
-    return [*flags(answer), prediction_set(answer.prediction_set, answer.probabilities)]
+        return [abstention(answer.abstain_reason, chosen, answer.probabilities)]
+    missed = [positive for positive, is_flagged in answer.flags.items() if is_flagged and positive not in chosen]
+    if missed:
+        return [*flags(answer), *(disagreement(chosen, positive) for positive in missed)]
+    return [*flags(answer), prediction_set(chosen, answer.probabilities)]
 
 
 def flags(answer: Answer) -> list[str]:
@@ -220,6 +232,11 @@ def refused(sentence: str) -> str:
     said = sentence.removeprefix("Image 1 ")
     said = f"This file {said}" if said != sentence else sentence or "The server does not take this file."
     return f"{said.removesuffix('.')}. Choose another file; the other images are not affected."
+
+
+def missing(reason: str) -> str:
+    """There is no model that a server could serve."""
+    return f"There is no model to ask: {plain(reason)}. Then start the page again."
 
 
 def down(url: str) -> str:

@@ -25,24 +25,29 @@ def run(params: Params, with_server: bool = False) -> None:
         return
     settings = flatten(params, ("serve",))
     host = "127.0.0.1" if params.serve.host in ("0.0.0.0", "::") else params.serve.host  # noqa: S104 - compared
-    models = {params.register_.name: params.serve.port}
-    if params.app.outlines is None and _has(params.segment.name, params.serve.alias):
-        models[params.segment.name] = params.serve.port + 1 + (params.serve.port + 1 == params.app.port)
-    servers = {}
-    for name, port in models.items():
-        given = [f"--{key}={value}" for key, value in {**settings, "register.name": name, "serve.port": port}.items()]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        servers[url] = [sys.executable, "-m", "ultrasound", "serve", *given]
-    url, *others = servers
-    launching.run(url, params.app.port, others[0] if others else params.app.outlines, servers)
+    url, outlines, servers = _address(host, params.serve.port), params.app.outlines, {}
+    missing = _missing(params.register_.name, params.serve.alias)
+    models = {} if missing else {url: params.register_.name}
+    if models and outlines is None and not _missing(params.segment.name, params.serve.alias):
+        outlines = _address(host, params.serve.port + 1 + (params.serve.port + 1 == params.app.port))
+        models[outlines] = params.segment.name
+    for address, name in models.items():
+        own = {"register.name": name, "serve.port": address.rpartition(":")[2]}
+        given = [f"--{key}={value}" for key, value in {**settings, **own}.items()]
+        servers[address] = [sys.executable, "-m", "ultrasound", "serve", *given]
+    launching.run(url, params.app.port, outlines, servers, missing)
 
 
-def _has(name: str, alias: str) -> bool:
-    """Whether a registered model has a version of this alias."""
+def _address(host: str, port: int) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _missing(name: str, alias: str) -> str:
+    """Why a registered model has no version of this alias; empty if it has one."""
     from ultrasound.tracking import serving_versions  # the page itself needs no MLflow, which takes seconds
 
     try:
         serving_versions.resolve(name, alias)
-    except InputError:
-        return False
-    return True
+    except InputError as error:
+        return str(error)
+    return ""

@@ -13,6 +13,7 @@ from scipy import ndimage
 from ultrasound.images.preparation import Pixels
 
 CONNECTIVITY = 8
+FINEST = 3  # pixels for one that the network saw, at which a shape is measured
 REACH = 4  # deviations of a Gaussian beyond which it is nothing
 
 
@@ -74,12 +75,15 @@ def shape(mask: NDArray[np.bool_], scan_area: int, detail: float = 1) -> Shape:
         return Shape(0, 0.0, np.nan, np.nan)
     largest = max(contours, key=cv2.contourArea)
     left, top, width, height = cv2.boundingRect(largest)
-    blur = max(detail, 1)
-    around = int(np.ceil(REACH * blur)) + 1
-    filled = np.zeros((height + 2 * around, width + 2 * around), np.float32)
-    cv2.drawContours(filled, [largest], 0, (1.0,), cv2.FILLED, offset=(around - left, around - top))
-    smooth = cv2.GaussianBlur(filled, (0, 0), blur)
+    around = int(np.ceil(REACH * max(detail, 1))) + 1
+    filled = np.zeros((height + 2 * around, width + 2 * around), np.uint8)
+    cv2.drawContours(filled, [largest], 0, (255,), cv2.FILLED, offset=(around - left, around - top))
+    if (coarser := detail / FINEST) > 1:  # 25 megapixels would take seconds
+        filled = np.asarray(
+            cv2.resize(filled, None, fx=1 / coarser, fy=1 / coarser, interpolation=cv2.INTER_AREA), np.uint8
+        )
+    smooth = cv2.GaussianBlur(filled.astype(np.float32) / 255, (0, 0), min(max(detail, 1), FINEST))
     # By the coarea formula the slope's integral is the mean length of the contours at all heights.
     perimeter = np.hypot(*np.gradient(smooth)).sum()
-    circularity = 4 * np.pi * filled.sum() / perimeter**2
+    circularity = 4 * np.pi * smooth.sum() / perimeter**2
     return Shape(len(contours), float(mask.sum() / scan_area), height / width, float(min(circularity, 1)))

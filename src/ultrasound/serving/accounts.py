@@ -45,9 +45,9 @@ def be_discreet() -> None:
 class Accounts:
     """Counts, and logs, every request."""
 
-    def __init__(self, model_version: str, run_id: str) -> None:
+    def __init__(self, model_version: str, run_id: str, experiment_id: str) -> None:
         self.model_version = model_version
-        self.identity = {"model_version": model_version, "run_id": run_id}
+        self.identity = {"model_version": model_version, "run_id": run_id, "experiment_id": experiment_id}
         self.registry = CollectorRegistry()
         labels = ("method", "path", "status")
         self.requests = Counter("ultrasound_requests", "Requests answered", labels, registry=self.registry)

@@ -86,6 +86,7 @@ def start(version: Version, folder: Path, model: Path, listening: socket.socket,
             env=kept | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
         )  # fmt: skip
     child = Child(version, folder, model, process, ours, time.monotonic())
-    told = {"folder": str(model), "model_version": version.label, "run_id": version.run_id, **settings}
+    identity = {"model_version": version.label, "run_id": version.run_id, "experiment_id": version.experiment_id}
+    told = {"folder": str(model), **identity, **settings}
     child.tell(json.dumps(told))
     return child

@@ -94,11 +94,13 @@ class Fleet:
         self.starts_at: float | None = None  # when a child that died is started again
         self.fetched: list[tuple[Version, Path, Path]] = []  # by the watching thread: version, folder, model
         self.failed: dict[str, float] = {}  # version -> when it may be tried again
+        self.wanted = ""  # by the watching thread: the version that the alias pointed to when it was last seen
         self.lock = threading.Lock()
 
     def run(self, version: Version) -> None:
         """Serve this version first, then whatever the alias points to; returns never."""
-        folder = self._folder(version)
+        self.wanted = version.number
+        version, folder = serving_versions.with_experiment(version), self._folder(version)
         self.current = self._start(version, folder, serving_versions.fetch(version, folder))
         while not self.current.is_ready:
             self._wait()
@@ -158,13 +160,19 @@ class Fleet:
             self.current = self._start(child.version, child.folder, child.model)
 
     def _move_on(self) -> None:
-        """Load a version that the alias has moved to, and let it take over once it is ready."""
+        """Load a version that the alias has moved to, and let it take over once it is ready and still wanted."""
         if self.next is None:
             with self.lock:
                 if self.fetched:
                     self.next = self._start(*self.fetched.pop())
             return
         self._end_if_stuck(self.next)
+        if self.next.is_alive and self.next.version.number != self.wanted:  # withdrawn while it was loaded
+            self.next.bury()
+            log("not served", version=self.next.version.label, reason="the alias has moved on")
+            self.leaving.append(self.next)
+            self.next = None
+            return
         if self.next.is_ready and self.next.is_alive:
             assert self.current is not None
             self.current.tell("drain")
@@ -209,7 +217,7 @@ class Fleet:
             time.sleep(self.settings.poll)
             try:
                 version = serving_versions.resolve(self.name, self.settings.alias)
-                said = ""
+                self.wanted, said = version.number, ""
             except InputError as error:
                 if str(error) != said:
                     log("alias unknown", reason=str(error))
@@ -223,7 +231,7 @@ class Fleet:
             is_waiting = bool(self.fetched)
         if is_waiting or version.number in known or time.monotonic() < self.failed.get(version.number, 0):
             return
-        folder = self._folder(version)
+        version, folder = serving_versions.with_experiment(version), self._folder(version)
         try:
             model = serving_versions.fetch(version, folder)
         except Exception as error:  # a full disk, too: whatever it is, the alias is followed further

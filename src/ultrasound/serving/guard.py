@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,8 @@ from .bodies import GoneError, Receive, RefusalError
 from .places import Places
 
 Send = Callable[[Any], Awaitable[None]]
-Score = Callable[[list[str], dict[str, Any]], tuple[int, str]]
+Gone = Callable[[], bool]
+Score = Callable[[list[str], dict[str, Any], Gone], tuple[int, str]]
 
 CODES = {
     400: "BAD_REQUEST", 401: "UNAUTHENTICATED", 404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 408: "REQUEST_TIMEOUT",
@@ -61,7 +63,8 @@ class Guard:
     """The ASGI app that is served; `draining` tells it to send clients elsewhere.
 
     Args:
-        score: the model: images and parameters -> HTTP status, and JSON or the message of an error.
+        score: the model: images, parameters, and whether the client has left -> HTTP status, and JSON or the message of
+            an error.
         rules: how much is let in.
         shape: what the model takes.
         accounts: where requests are counted.
@@ -139,20 +142,39 @@ class Guard:
             images, parameters = bodies.parse(arrived.pop(), self.shape)  # popped: what waits is not held twice
             await self.places.take(receive)
             try:
-                content = await self.predict(images, parameters)
+                content = await self._computed(images, parameters, receive)
             finally:
                 self.places.give()
         return Answer(200, content, rows=len(images))
 
-    async def predict(self, images: list[str], parameters: dict[str, Any]) -> bytes:
+    async def _computed(self, images: list[str], parameters: dict[str, Any], receive: Receive) -> bytes:
+        """`predict`, for as long as the client is there. The place is given back when the work has really ended."""
+        gone = threading.Event()
+        work = asyncio.ensure_future(self.predict(images, parameters, gone.is_set))
+        left = asyncio.ensure_future(receive())  # its body is complete: nothing but its end can come
+        try:
+            await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                gone.set()
+                await asyncio.wait({work})
+                work.exception()  # nobody is there to be told
+                raise GoneError
+            return work.result()
+        finally:
+            left.cancel()
+
+    async def predict(self, images: list[str], parameters: dict[str, Any], is_gone: Gone) -> bytes:
         """The model's answer, and a sentence of ours instead of an error of MLflow's.
+
+        Args:
+            is_gone: whether nobody waits for the answer any more; the model asks between two images.
 
         Raises:
             RefusalError: 400 or 500.
             Exception: whatever else the model raises.
         """
         loop = asyncio.get_running_loop()
-        status, content = await loop.run_in_executor(self.threads, self.score, images, parameters)
+        status, content = await loop.run_in_executor(self.threads, self.score, images, parameters, is_gone)
         if status == 200:
             return content.encode()
         if status != 400:

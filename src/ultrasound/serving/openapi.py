@@ -54,6 +54,7 @@ def document(model: str, shape: Shape, outputs: list[dict[str, Any]], secured: b
                 "ready": {"type": "boolean"},
                 "model_version": {"type": "string"},
                 "run_id": {"type": "string"},
+                "experiment_id": {"type": "string"},
             },
         },
     }

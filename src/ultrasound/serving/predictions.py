@@ -66,10 +66,11 @@ def predict(found: Found, source: Source, journal: Journal) -> pd.DataFrame:
         except _AnotherModelError:
             continue
         except (InputError, KeyboardInterrupt) as stopped:
-            raise type(stopped)(
+            stopped.args = (
                 f"{stopped}; {len(answered)} of {len(found.scans)} images are answered in {journal.file}, from where "
-                "the same command continues"
-            ) from None
+                "the same command continues",
+            )
+            raise
     raise InputError("the server changes its model again and again: wait until it stays")
 
 

@@ -29,7 +29,7 @@ from . import TOKEN, openapi
 from .accounts import Accounts, be_discreet, log
 from .bodies import Shape, parse
 from .connections import BACKLOG, HEADERS, KEEP_ALIVE, Connection
-from .guard import Guard, Rules
+from .guard import Gone, Guard, Rules
 
 SWITCH = 0.0005  # seconds until a thread gives way to another; Python's 5 ms are a quarter of an answer
 CLEAR_UP = "import shutil, sys; shutil.rmtree(sys.argv[1], ignore_errors=True)"
@@ -100,21 +100,21 @@ def _load(folder: Path, settings: dict[str, Any], token: str | None) -> Guard:
     known = signature.params.to_dict() if signature.params else []
     defaults = {item["name"]: item["default"] for item in known}
     shape = Shape(inputs[0]["name"], {item["name"]: item["type"] for item in known})
-    version, run_id = settings["model_version"], settings["run_id"]
+    version = settings["model_version"]
     outputs = [column for column in (signature.outputs.to_dict() if signature.outputs else []) if "name" in column]
     described = openapi.document(version, shape, outputs, bool(token))
     rules = Rules(settings["host"], settings["at_once"], settings["queue"], settings["patience"], token)
 
-    def score(images: list[str], parameters: dict[str, Any]) -> tuple[int, str]:
+    def score(images: list[str], parameters: dict[str, Any], is_gone: Gone) -> tuple[int, str]:
         # As MLflow's app does it, but for its web framework, its parser, the check of the signature, which
         # `bodies.parse` has made, and its slower way to write JSON: see docs/decisions/0014.
         try:
-            found = answering.predict(None, {shape.column: images}, defaults | parameters)
+            found = answering.predict(is_gone, {shape.column: images}, defaults | parameters)
         except mlflow.MlflowException as error:
             return error.get_http_status_code(), error.message
         return 200, json.dumps({"predictions": found}, allow_nan=False)
 
-    accounts = Accounts(version, run_id)
+    accounts = Accounts(version, settings["run_id"], settings["experiment_id"])
     return Guard(score, rules, shape, accounts, json.dumps(described).encode(), mlflow.__version__)
 
 
@@ -171,7 +171,7 @@ async def _try(guard: Guard, example: Path) -> None:
     if not example.is_file():
         return
     try:
-        await guard.predict(*parse(example.read_bytes(), guard.shape))
+        await guard.predict(*parse(example.read_bytes(), guard.shape), lambda: False)
     except Exception as error:
         raise UnfitError(f"it does not answer its own example ({type(error).__name__})") from None
 

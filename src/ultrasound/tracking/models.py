@@ -36,6 +36,7 @@ TYPES = {
     "string": DataType.string, "double": DataType.double, "boolean": DataType.boolean,
     "long": DataType.long, "strings": Array(DataType.string),
 }  # fmt: skip
+OPTIONAL = (*outliner.MEASURES, "heat_map")  # of the columns of an answer
 EXAMPLE = "serving_input_example.json"  # where MLflow keeps it
 
 
@@ -52,7 +53,7 @@ def log(model: Classifier) -> None:
         saved = Path(folder, "classifier")
         model.save(saved)
         with_heat = export(model.network, model.preparation.size, saved)
-        outputs = predictor.columns(model.labels, model.calibrated.positive)
+        outputs = {**predictor.columns(model.labels, model.calibrated.positive), "heat_map": "string"}
         address, digest = _log(saved, outputs, ParamSchema([ParamSpec("explain", DataType.boolean, False)]))
     tags = {store.MODEL_TAG: address, store.MANIFEST_TAG: digest}
     runs.tag(**tags, heat_maps="served" if with_heat else "not served: this backbone's cannot be written as a graph")
@@ -77,7 +78,7 @@ def _log(saved: Path, outputs: Mapping[str, str], parameters: ParamSchema | None
     """Log what a folder holds as a servable model; its address and the digest of the list of its files."""
     signature = ModelSignature(
         Schema([ColSpec("string", "image")]),
-        Schema([ColSpec(TYPES[kind], name, required=name not in outliner.MEASURES) for name, kind in outputs.items()]),
+        Schema([ColSpec(TYPES[kind], name, required=name not in OPTIONAL) for name, kind in outputs.items()]),
         parameters,
     )
     info = mlflow.pyfunc.log_model(

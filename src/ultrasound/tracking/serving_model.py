@@ -8,6 +8,8 @@ sentence.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Semaphore
@@ -25,6 +27,11 @@ from ultrasound.inference.outliner import Outliner
 from ultrasound.inference.predictor import MAX_IMAGES, Decoded, Predictor
 
 DECODED = 2  # images at once, of all requests: each may take 100 MB for a moment
+TOGETHER = 2  # images of a request that are answered at once: more is hardly faster, and would leave nobody a turn
+
+
+class LeftError(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class BadRequest(MlflowException):  # type: ignore[misc]
@@ -63,6 +70,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         """Classify 1 to 16 images, or outline the lesions in them.
 
         Args:
+            context: MLflow's, or of `ultrasound serve` a function that tells whether the client has left.
             model_input: column `image`, base64 of PNG, JPEG or DICOM files; `ultrasound serve` hands in a dict of a
                 list, which spares it making a frame.
             params: of the classifier, `explain`: with heat maps.
@@ -73,22 +81,35 @@ class ServedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         Raises:
             BadRequest: a row is no image that could be classified.
+            LeftError: the client has left.
         """
+        has_left = context if callable(context) else _stays
         rows = list(model_input["image"])
         if not 1 <= len(rows) <= MAX_IMAGES:
             raise BadRequest(f"The request must hold 1 to {MAX_IMAGES} images, found {len(rows)}.")
         names = [f"Image {number}" for number in range(1, len(rows) + 1)]
         each = map if len(rows) == 1 else self.threads.map
         try:
-            decoded = list(each(self._decode, rows, names))
+            decoded = list(each(functools.partial(self._decode, has_left=has_left), rows, names))
         except InputError as error:
             raise BadRequest(f"{error}.") from None
-        return self.predictor.answers(decoded, **(params or {}))
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(decoded), TOGETHER):
+            if has_left():
+                raise LeftError
+            answers += self.predictor.answers(decoded[start : start + TOGETHER], **(params or {}))
+        return answers
 
-    def _decode(self, row: object, name: str) -> Decoded:
+    def _decode(self, row: object, name: str, has_left: Callable[[], bool]) -> Decoded:
         content = scan.decode(row, name)
         with self.decoding:
+            if has_left():
+                raise LeftError
             return self.predictor.decoded(content, name)
+
+
+def _stays() -> bool:
+    return False
 
 
 def _version(model_folder: Path) -> str:

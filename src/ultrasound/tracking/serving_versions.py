@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -27,12 +28,14 @@ class Version:
         number: as the registry counts, "3".
         run_id: of the run that it was trained in, "" if nobody said.
         digest: SHA-256 of the list of its files as they were registered, "" if it has none.
+        experiment_id: of the run's experiment, "" if nobody has looked, see `with_experiment`.
     """
 
     name: str
     number: str
     run_id: str
     digest: str
+    experiment_id: str = ""
 
     @property
     def label(self) -> str:
@@ -68,6 +71,14 @@ def resolve(name: str, alias: str) -> Version:
     return Version(name, str(found.version), run_id, found.tags.get(MANIFEST_TAG, ""))
 
 
+def with_experiment(version: Version) -> Version:
+    """The same with the experiment of its run, for a link to it; without, where the store does not tell."""
+    try:
+        return dataclasses.replace(version, experiment_id=str(mlflow.get_run(version.run_id).info.experiment_id))
+    except Exception:  # no run is known, it was deleted, or a database's driver raises its own
+        return version
+
+
 def fetch(version: Version, folder: Path) -> Path:
     """Copy the files of a version into `folder`, which is made, and check them.
 
@@ -83,6 +94,8 @@ def fetch(version: Version, folder: Path) -> Path:
         model = Path(mlflow.artifacts.download_artifacts(f"models:/{version.label}", dst_path=str(folder)))
     except Exception as error:  # every kind of store raises its own
         raise InputError(f"the files of {version.label} cannot be read ({type(error).__name__})") from None
+    for folder in list(model.rglob("__pycache__")):  # in no list of files, and Python would run it instead of the code
+        shutil.rmtree(folder)
     if version.digest:  # nothing of the model has run yet
         file = model / manifest.FILE
         if not file.is_file() or manifest.digest(file.read_text(encoding="utf-8")) != version.digest:
