@@ -184,6 +184,15 @@ def test_what_the_segmenter_says_is_told_in_words():
     assert unlike == "The segmenter draws no outline. It is unlike. (segmenter/2)"
 
 
+def test_a_heat_map_without_heat_is_told_from_one_with_some():
+    heat = np.zeros((60, 80), np.uint8)
+    assert pictures.is_cold(png(heat))
+    heat[3, 4] = 1
+    assert not pictures.is_cold(png(heat))
+    cold = answered(heat_map=base64.b64encode(png(np.zeros((60, 80), np.uint8))).decode())
+    assert "Grad-CAM" not in sheet.render(SCAN, cold, "ab" * 32, 0.5, TIME, is_synthetic=False)
+
+
 @pytest.mark.parametrize(
     ("heat", "says"), [(png(np.zeros((9, 9), np.uint8)), "not as large as the image"), (b"\x89PNG", "is damaged")]
 )

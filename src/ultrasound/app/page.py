@@ -11,6 +11,7 @@ import hashlib
 import html
 import io
 import os
+from typing import Any
 
 import streamlit as st
 from PIL import Image
@@ -218,12 +219,7 @@ def result(number: int, item: Item, found: Answered, identity: Identity) -> None
     left, right = st.columns(2, gap="large")
     with left:
         if answer.abstain:
-            st.image(
-                pictures.smaller(found.picture),
-                alt=words.picture(number, item.is_synthetic),
-                width="stretch",
-                output_format="PNG",
-            )
+            bare(st, number, item, found)
         else:
             opacity = covered(number, item, found, key)
     with right:
@@ -253,17 +249,23 @@ def result(number: int, item: Item, found: Answered, identity: Identity) -> None
         )
 
 
+def bare(place: Any, number: int, item: Item, found: Answered) -> None:
+    """The picture alone, in a place of the page."""
+    alt = words.picture(number, item.is_synthetic)
+    place.image(pictures.smaller(found.picture), alt=alt, width="stretch", output_format="PNG")
+
+
 def covered(number: int, item: Item, found: Answered, key: str) -> float:
     """The picture under its heat map, with a slider; its opacity, 0 to 1."""
     answer, place = found.answer, st.container()
+    nothing = ""
     if not answer.heat_map:
-        place.image(
-            pictures.smaller(found.picture),
-            alt=words.picture(number, item.is_synthetic),
-            width="stretch",
-            output_format="PNG",
-        )
-        st.markdown(words.NO_HEAT)
+        nothing = words.NO_HEAT
+    elif pictures.is_cold(answer.heat_map):
+        nothing = words.cold(answer.label)
+    if nothing:
+        bare(place, number, item, found)
+        st.markdown(words.plain(nothing))
         return 0.0
     opacity = st.slider(words.OPACITY, 0, 100, OPACITY, 5, key=f"opacity-{key}") / 100
     picture = pictures.overlay(found.picture, answer.heat_map, opacity)

@@ -68,6 +68,12 @@ def overlay(scan: Image.Image, heat_map: bytes, opacity: float) -> Image.Image:
     return Image.fromarray(covered.round().astype(np.uint8))
 
 
+def is_cold(heat_map: bytes) -> bool:
+    """Whether nothing in a heat map that `overlay` takes is above 0."""
+    with Image.open(io.BytesIO(heat_map), formats=("PNG",)) as opened:
+        return opened.convert("L").getbbox() is None
+
+
 def smaller(scan: Image.Image) -> Image.Image:
     """The scan with at most `LONGEST` pixels a side."""
     return ImageOps.contain(scan, (LONGEST, LONGEST)) if max(scan.size) > LONGEST else scan

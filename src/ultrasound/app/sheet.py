@@ -37,7 +37,7 @@ def render(
     """
     kind = "Synthetic phantom" if is_synthetic else "Image as the model saw it"
     shown = [{"source": pictures.data_uri(scan), "alt": kind, "caption": kind, "is_heat": False}]
-    if answer.heat_map and not answer.abstain:
+    if answer.heat_map and not answer.abstain and not pictures.is_cold(answer.heat_map):
         covered = pictures.data_uri(pictures.overlay(scan, answer.heat_map, opacity))
         caption = words.heat_map(answer.label)
         shown.append({"source": covered, "alt": f"Heat map for {answer.label}", "caption": caption, "is_heat": True})

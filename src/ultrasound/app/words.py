@@ -197,6 +197,11 @@ def picture(number: int, is_synthetic: bool, heat: str = "") -> str:
     return f"Image {number}: {shown}{covered}"
 
 
+def cold(label: str) -> str:
+    """Instead of a heat map in which nothing is hot."""
+    return f"The heat map (Grad-CAM) is empty: by it, no part of the image speaks for {label}."
+
+
 def heat_map(label: str) -> str:
     """What the colours mean."""
     return (
