@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import datetime
 import io
 import json
@@ -23,7 +24,7 @@ from starlette.formparsers import MultiPartParser
 
 from tests.guarded_server import free_port
 from ultrasound import NOTICE
-from ultrasound.app import asking, launching, pictures, sheet, words
+from ultrasound.app import answering, asking, launching, pictures, sheet, words
 from ultrasound.app.asking import Answer, ImageError, Outline, Server, ServerError
 from ultrasound.errors import InputError
 
@@ -324,6 +325,30 @@ def test_a_server_that_does_not_say_who_it_is_has_an_empty_identity():
         assert Server(url).identity() == asking.Identity()
     with saying(200, {"model_version": "m/1", "run_id": "r", "ready": True}) as (url, _):
         assert Server(url).identity() == asking.Identity("m/1", "r", "")
+
+
+def test_an_outline_is_asked_for_once_a_version_and_a_server_that_fails_once_a_run(monkeypatch):
+    mask = base64.b64encode(png(np.zeros((60, 80), np.uint8))).decode()
+    shape = {"mask": mask, "lesions": 0, "lesion_area_share": 0.0, "taller_than_wide": None, "circularity": None,
+             "abstain": False, "abstain_reason": "", "model_version": "s/1"}  # fmt: skip
+    item, plain = answering.Item("a", b"content"), answering.Answered(SCAN, answered(), TIME)
+    with saying(200, {"model_version": "s/1", "predictions": [shape]}) as (url, heard):
+        monkeypatch.setenv("ULTRASOUND_OUTLINES", url)
+        once = answering.Segmenter().outlined(plain, item)
+        assert once.outline.model_version == "s/1" and not once.no_outline
+        assert answering.Segmenter().outlined(once, item) is once  # the page runs anew: only who answers is asked
+        assert [path for path, _, _ in heard] == ["/ready", "/invocations", "/ready"]
+        older = dataclasses.replace(once, outline=dataclasses.replace(once.outline, model_version="s/0"))
+        assert answering.Segmenter().outlined(older, item).outline.model_version == "s/1"
+    with saying(500, {}) as (url, heard):
+        monkeypatch.setenv("ULTRASOUND_OUTLINES", url)
+        failing = answering.Segmenter()
+        for each in (plain, once):
+            found = failing.outlined(each, item)
+            assert found.outline is None and found.no_outline == words.SEGMENTER_DOWN
+        assert len(heard) == 1
+    monkeypatch.delenv("ULTRASOUND_OUTLINES")
+    assert answering.Segmenter().outlined(plain, item) is plain
 
 
 def test_the_page_needs_neither_torch_nor_mlflow():

@@ -466,9 +466,11 @@ def test_a_search_for_outlines_may_know_one_fold_only(segmented):
 
 def test_a_better_one_must_show_it_on_the_test_set(segmented):
     folder, *_ = segmented
-    ultrasound(folder, "segment", "--model.name=test_resnet", "--model.weights=none", "--train.folds=0",
-               "--train.epochs=1", "--segment.width=16", "--segment.offer=true", "--segment.min_dice=0",
-               "--segment.max_false=1")  # fmt: skip
+    ultrasound(folder, "segment", *as_options((*SMALL_ONE, "train.folds=[0, 1]", "train.ensemble=true",
+                                               "train.epochs=1", "segment.offer=true")))  # fmt: skip
     version = client(folder).get_model_version_by_alias(NAME, "challenger")
     assert int(version.version) == 2 and "No better: Dice over all images on the test set" in version.tags["verdict"]
     assert client(folder).get_model_version_by_alias(NAME, "champion").tags["verdict"].startswith("Champion")
+    assert len(models.load_segmenter(artifacts(folder, version)).network.members) == 2  # the networks of the folds
+    card = client(folder).download_artifacts(version.tags["evaluation_run"], "model_card.md")
+    assert "on the answers of single networks, whose mean is less extreme" in Path(card).read_text()
