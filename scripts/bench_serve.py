@@ -38,6 +38,7 @@ from ultrasound.images.preparation import Preparation
 from ultrasound.images.sources import phantom
 from ultrasound.inference.calibration import Calibration
 from ultrasound.inference.graph import NETWORK
+from ultrasound.learning import costs
 from ultrasound.learning.backbone import Network
 from ultrasound.learning.classifier import Classifier, Ensemble
 from ultrasound.scoring import resemblance
@@ -94,7 +95,10 @@ def main() -> None:
             print(f"  bare pass of ONNX Runtime, median          {1000 * alone:7.1f} ms")
             _line("guarded, 1 client, p50", single, alone)
             _line("torch pyfunc, stock MLflow, 1 client, p50", statistics.median(slow), alone)
-            print(f"  guarded is {statistics.median(slow) / single:.2f} times as fast")
+            times, most = (statistics.median(slow) / seconds for seconds in (single, alone))
+            print(f"  guarded is {times:.2f} times as fast; {most:.2f} if nothing but the bare pass took time")
+            speed = costs.operations(Network("resnet50", 3, 256, 0.3), 224) / alone / 1e9
+            print(f"  the bare pass computes {speed:.0f} GFLOP/s in fp32, torch's matrix product {_product():.0f}")
             eight: list[float] = []
             bare.measure()
             for _ in range(ROUNDS):
@@ -114,6 +118,16 @@ def main() -> None:
         for images in (1, 2, 4, 8):
             bare.measure(images)
             print(f"  pass of {images} images: {1000 * bare.median() / images:.1f} ms an image")
+
+
+def _product(side: int = 2048) -> float:
+    """GFLOP/s of torch's product of two square matrices in fp32, its best of some: what the processor can do."""
+    one, best = torch.rand(side, side), float("inf")
+    for _ in range(10):
+        began = time.perf_counter()
+        one @ one
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best / 1e9
 
 
 def _line(what: str, seconds: float, bare: float) -> None:
