@@ -333,7 +333,7 @@ def test_without_a_model_the_page_says_so(served, browser):
     with showing(served, "--with-server", "--serve.alias=nobody", f"--serve.port={free_port()}") as page:
         tab = browser.new_page()
         tab.goto(page.url)
-        alert = tab.get_by_role("alert").filter(has_text="There is no model to ask")
+        alert = tab.get_by_role("alert").filter(has_text="No model can be asked")
         alert.wait_for(timeout=1000 * WAIT)
         assert "with the alias nobody" in alert.inner_text() and "ultrasound register" in alert.inner_text()
         assert tab.get_by_text(NOTICE).count()

@@ -49,11 +49,16 @@ def test_measures_of_known_shapes():
     assert shape(star.astype(bool), 40_000).circularity < 0.3 < shape(ellipse(120, 60), 40_000).circularity
     square = np.zeros((200, 200), bool)
     square[50:150, 50:150] = True
-    assert shape(square, 40_000).circularity == pytest.approx(np.pi / 4, abs=0.03)
+    assert shape(square, 40_000).circularity == pytest.approx(np.pi / 4, abs=0.1)  # four directions round it off
+    strip = np.zeros((50, 50), bool)
+    strip[20, 10:40] = True
+    assert shape(strip, 2500).circularity < 0.15
 
 
 @pytest.mark.parametrize("size", [(150, 120), (190, 310), (500, 400), (562, 471), (1040, 700), (2000, 1500)])
-@pytest.mark.parametrize(("wide", "tall", "angle"), [(8, 8, 0), (25, 25, 0), (50, 50, 0), (40, 20, 0), (40, 20, 30)])
+@pytest.mark.parametrize(
+    ("wide", "tall", "angle"), [(8, 8, 0), (25, 25, 0), (50, 50, 0), (40, 20, 0), (40, 20, 30), (20, 2, 0), (20, 2, 30)]
+)
 def test_what_is_measured_does_not_depend_on_the_size_of_the_image(size, wide, tall, angle):
     preparation = Preparation(224, fit="pad")
     _, place = preparation.placed(Image.new("L", size))
@@ -64,9 +69,9 @@ def test_what_is_measured_does_not_depend_on_the_size_of_the_image(size, wide, t
     mask = preparation.back(inside.astype(np.uint8) * 255, place) > 127
     found = shape(mask, size[0] * size[1], max(size) / 224)
     perimeter = np.pi * (3 * (wide + tall) - np.sqrt((3 * wide + tall) * (wide + 3 * tall)))  # Ramanujan's, to 1e-4
-    assert found.circularity == pytest.approx(4 * np.pi * np.pi * wide * tall / perimeter**2, abs=0.025)
+    assert found.circularity == pytest.approx(4 * np.pi * np.pi * wide * tall / perimeter**2, abs=0.04)
     if not angle:
-        assert found.taller_than_wide == pytest.approx(tall / wide, abs=0.1)
+        assert found.taller_than_wide == pytest.approx(tall / wide, abs=0.12)
 
 
 def test_of_several_regions_the_largest_is_measured_and_all_count_for_the_area():

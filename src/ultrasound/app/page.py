@@ -90,7 +90,8 @@ def main() -> None:
     if problem:
         with trouble:
             st.error(problem)
-            st.button(words.RETRY, icon=":material/refresh:")
+            if not os.environ.get(MISSING):
+                st.button(words.RETRY, icon=":material/refresh:")
     st.divider()
     st.markdown(words.FOOTER)
 

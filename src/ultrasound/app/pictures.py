@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 from matplotlib import colormaps
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from ultrasound.errors import InputError
@@ -76,7 +76,11 @@ def is_cold(heat_map: bytes) -> bool:
 
 def smaller(scan: Image.Image) -> Image.Image:
     """The scan with at most `LONGEST` pixels a side."""
-    return ImageOps.contain(scan, (LONGEST, LONGEST)) if max(scan.size) > LONGEST else scan
+    if max(scan.size) <= LONGEST:
+        return scan
+    small = scan.copy()
+    small.thumbnail((LONGEST, LONGEST))  # no side becomes 0, however long and thin a scan is
+    return small
 
 
 def _levels(content: bytes, scan: Image.Image, name: str) -> Pixels:

@@ -240,8 +240,8 @@ def refused(sentence: str) -> str:
 
 
 def missing(reason: str) -> str:
-    """There is no model that a server could serve."""
-    return f"There is no model to ask: {plain(reason)}. Then start the page again."
+    """There is no model that a server could serve, or nobody who knows it."""
+    return f"No model can be asked: {plain(reason)}. Then start the page again."
 
 
 def down(url: str) -> str:

@@ -13,8 +13,6 @@ from scipy import ndimage
 from ultrasound.images.preparation import Pixels
 
 CONNECTIVITY = 8
-FINEST = 3  # pixels for one that the network saw, at which a shape is measured
-REACH = 4  # deviations of a Gaussian beyond which it is nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +73,23 @@ def shape(mask: NDArray[np.bool_], scan_area: int, detail: float = 1) -> Shape:
         return Shape(0, 0.0, np.nan, np.nan)
     largest = max(contours, key=cv2.contourArea)
     left, top, width, height = cv2.boundingRect(largest)
-    around = int(np.ceil(REACH * max(detail, 1))) + 1
-    filled = np.zeros((height + 2 * around, width + 2 * around), np.uint8)
-    cv2.drawContours(filled, [largest], 0, (255,), cv2.FILLED, offset=(around - left, around - top))
-    if (coarser := detail / FINEST) > 1:  # 25 megapixels would take seconds
-        filled = np.asarray(
-            cv2.resize(filled, None, fx=1 / coarser, fy=1 / coarser, interpolation=cv2.INTER_AREA), np.uint8
-        )
-    smooth = cv2.GaussianBlur(filled.astype(np.float32) / 255, (0, 0), min(max(detail, 1), FINEST))
-    # By the coarea formula the slope's integral is the mean length of the contours at all heights.
-    perimeter = np.hypot(*np.gradient(smooth)).sum()
-    circularity = 4 * np.pi * smooth.sum() / perimeter**2
+    border = int(detail) + 2
+    filled = np.zeros((height + 2 * border, width + 2 * border), np.uint8)
+    cv2.drawContours(filled, [largest], 0, (255,), cv2.FILLED, offset=(border - left, border - top))
+    region = filled > 127
+    if detail > 1:
+        coarse = cv2.resize(filled, None, fx=1 / detail, fy=1 / detail, interpolation=cv2.INTER_AREA) > 127
+        region = coarse if coarse.any() else region
+    circularity = 4 * np.pi * region.sum() / _perimeter(region) ** 2
     return Shape(len(contours), float(mask.sum() / scan_area), height / width, float(min(circularity, 1)))
+
+
+def _perimeter(region: NDArray[np.bool_]) -> float:
+    """Length of the edge of a region that touches no side, by Crofton's formula in four directions.
+
+    How often lines through all pixels cross the edge, times their distance: unlike the length of a chain of pixels it
+    does not grow with the steps of a slanted edge.
+    """
+    across = np.count_nonzero(region[:, 1:] ^ region[:, :-1]) + np.count_nonzero(region[1:] ^ region[:-1])
+    slanted = np.count_nonzero(region[1:, 1:] ^ region[:-1, :-1]) + np.count_nonzero(region[1:, :-1] ^ region[:-1, 1:])
+    return float(np.pi / 8 * (across + slanted / np.sqrt(2)))

@@ -21,6 +21,7 @@ import importlib.util, sys
 folder, control, listening = sys.argv[1:]
 spec = importlib.util.spec_from_file_location("guarded", folder + "/__init__.py", submodule_search_locations=[folder])
 sys.modules["guarded"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["guarded"])
 from guarded import worker
 worker.main(int(control), int(listening))
 """

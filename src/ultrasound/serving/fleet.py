@@ -26,7 +26,7 @@ from ultrasound.serving.admission import is_loopback
 from ultrasound.serving.child import Child, start
 from ultrasound.serving.connections import BACKLOG, KEEP_ALIVE
 from ultrasound.tracking import serving_versions
-from ultrasound.tracking.serving_versions import Version
+from ultrasound.tracking.serving_versions import AbsentError, Version
 
 LOADING = 180.0  # seconds until a version must have been loaded
 AGAIN = 60.0  # seconds until a version that failed is tried again
@@ -54,8 +54,10 @@ def serve(name: str, settings: Serve) -> None:
     try:
         fleet.run(version)
     finally:
-        fleet.stop()
-        shutil.rmtree(root, ignore_errors=True)
+        try:
+            fleet.stop()
+        finally:
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -168,8 +170,8 @@ class Fleet:
             return
         self._end_if_stuck(self.next)
         if self.next.is_alive and self.next.version.number != self.wanted:  # withdrawn while it was loaded
-            self.next.bury()
             log("not served", version=self.next.version.label, reason="the alias has moved on")
+            self.next.bury()
             self.leaving.append(self.next)
             self.next = None
             return
@@ -219,6 +221,8 @@ class Fleet:
                 version = serving_versions.resolve(self.name, self.settings.alias)
                 self.wanted, said = version.number, ""
             except InputError as error:
+                if isinstance(error, AbsentError):  # what is being loaded was withdrawn; what answers goes on
+                    self.wanted = ""
                 if str(error) != said:
                     log("alias unknown", reason=str(error))
                     said = str(error)

@@ -167,7 +167,7 @@ class Guard:
         """The model's answer, and a sentence of ours instead of an error of MLflow's.
 
         Args:
-            is_gone: whether nobody waits for the answer any more; the model asks between two images.
+            is_gone: whether nobody waits for the answer any more; the model asks before the next image or two.
 
         Raises:
             RefusalError: 400 or 500.

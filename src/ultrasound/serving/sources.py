@@ -134,7 +134,7 @@ class Remote:
     """
 
     def __init__(self, url: str, token: str | None, kind: str = "classifier") -> None:
-        self.expected = {"abstain", "model_version", "data_version", *OWN[kind]}
+        self.expected = {"abstain", "abstain_reason", "model_version", "data_version", *OWN[kind]}
         try:
             parts = urlsplit(url)
             is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

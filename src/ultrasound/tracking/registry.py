@@ -141,7 +141,7 @@ def roll_back(name: str) -> ModelVersion:
     with locked(), signals_wait():
         now = champion(name)
         if now is None:
-            raise InputError(f"{name} has no champion in {mlflow.get_registry_uri()}")
+            raise InputError(f"{name} has no champion in {store.bare(mlflow.get_registry_uri())}")
         _record_what_stands(name, now)
         stood = _stood(name)
         if len(stood) < 2:

@@ -15,9 +15,13 @@ from mlflow.environment_variables import (
 
 from ultrasound.errors import InputError
 from ultrasound.inference import manifest
-from ultrasound.tracking.store import MANIFEST_TAG
+from ultrasound.tracking.store import MANIFEST_TAG, bare
 
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # no such model; no such alias
+
+
+class AbsentError(InputError):
+    """No version has this alias."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +57,16 @@ def resolve(name: str, alias: str) -> Version:
     """The version that an alias points to now.
 
     Raises:
-        InputError: there is no such model or alias, or the registry does not answer.
+        AbsentError: there is no such model or alias.
+        InputError: the registry does not answer.
     """
     try:
         found = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
     except mlflow.MlflowException as error:
         if error.error_code not in ABSENT:
             raise _unreachable(error) from None
-        raise InputError(
-            f"{mlflow.get_registry_uri()} has no {name} with the alias {alias}: "
+        raise AbsentError(
+            f"{bare(mlflow.get_registry_uri())} has no {name} with the alias {alias}: "
             "run `python -m ultrasound register` first (for a segmenter with --register.run segmenter), which makes a "
             "version that passes the gate champion"
         ) from None
@@ -108,4 +113,4 @@ def fetch(version: Version, folder: Path) -> Path:
 
 
 def _unreachable(error: Exception) -> InputError:
-    return InputError(f"the registry {mlflow.get_registry_uri()} does not answer ({type(error).__name__})")
+    return InputError(f"the registry {bare(mlflow.get_registry_uri())} does not answer ({type(error).__name__})")

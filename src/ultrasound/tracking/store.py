@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import mlflow
@@ -14,6 +15,11 @@ MODEL_TAG = "model_uri"  # of a run whose model can be evaluated and registered
 SEGMENTER_TAG = "segmenter_uri"  # the same of a run whose model is a segmenter
 MANIFEST_TAG = "manifest"  # of that run and its versions: the digest of the list of the model's files
 SCORE = "best/macro_f1"  # what ranks such runs: macro-F1 on the validation fold, or out of fold, at the chosen epoch
+
+
+def bare(address: str) -> str:
+    """The address of a store as it may be said: without the user and the password in it."""
+    return re.sub(r"//[^/@]*@", "//", address)
 
 
 def find(which: str, tags: Mapping[str, str]) -> Run:
@@ -43,7 +49,7 @@ def find(which: str, tags: Mapping[str, str]) -> Run:
     )  # fmt: skip
     if not runs:
         raise InputError(
-            f"no finished run with a model of today's data and split in {mlflow.get_tracking_uri()}: "
+            f"no finished run with a model of today's data and split in {bare(mlflow.get_tracking_uri())}: "
             "run `mlflow run . -e train --env-manager local` first"
         )
     return runs[0]
@@ -66,7 +72,7 @@ def find_segmenter(which: str, tags: Mapping[str, str]) -> Run | None:
         )  # fmt: skip
         if not runs:
             raise InputError(
-                f"no finished run with a segmenter of today's data and split in {mlflow.get_tracking_uri()}: "
+                f"no finished run with a segmenter of today's data and split in {bare(mlflow.get_tracking_uri())}: "
                 "run `mlflow run . -e segment --env-manager local` first"
             )
         return runs[0]
@@ -101,7 +107,7 @@ def get(run_id: str) -> Run:
     try:
         return mlflow.get_run(run_id)
     except mlflow.MlflowException:
-        raise InputError(f"run {run_id!r} does not exist in {mlflow.get_tracking_uri()}") from None
+        raise InputError(f"run {run_id!r} does not exist in {bare(mlflow.get_tracking_uri())}") from None
 
 
 def answers() -> tuple[bool, str]:
@@ -111,8 +117,8 @@ def answers() -> tuple[bool, str]:
     try:
         mlflow.search_experiments(max_results=1)
     except Exception as error:  # a store's driver raises its own
-        return False, f"{mlflow.get_tracking_uri()} does not answer ({type(error).__name__})"
-    return True, str(mlflow.get_tracking_uri())
+        return False, f"{bare(mlflow.get_tracking_uri())} does not answer ({type(error).__name__})"
+    return True, bare(mlflow.get_tracking_uri())
 
 
 def require_artifacts(uri: str | None) -> None:
