@@ -30,10 +30,15 @@ from PIL import Image
 
 from tests.bad_bodies import EXAMPLES, GENERATED, IMAGE, KINDS, LENIENT, PNG, good
 from tests.conftest import SMALL, copy_project, environment, tracking_store, ultrasound
-from tests.guarded_server import answer, free_port, guarded, head, point
+from tests.guarded_server import NAME, answer, free_port, guarded, head, point
 from ultrasound.errors import InputError
+from ultrasound.images.preparation import Preparation
+from ultrasound.inference.calibration import Calibration
+from ultrasound.learning.backbone import Network
+from ultrasound.learning.classifier import Classifier, Ensemble
+from ultrasound.scoring import resemblance
 from ultrasound.serving import fleet
-from ultrasound.tracking import serving_versions
+from ultrasound.tracking import models, serving_versions, store
 
 TOKEN = "0123456789-of-the-tests"
 PASS = f"Authorization: Bearer {TOKEN}"
@@ -291,6 +296,31 @@ def tiny_project(tmp_path_factory):
     return project
 
 
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory):
+    """A running server of two real versions that have learnt nothing, made in seconds; and its project."""
+    project = copy_project(tmp_path_factory.mktemp("untrained") / "project", SMALL)
+    (project / "build").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 64, 64)).astype(np.uint8)
+    calibrated = Calibration(1.0, "malignant", 0.3, (0.2, 0.2, 0.2), 0.95, 0.9, 30, "of a test")
+    with tracking_store(project):
+        client = mlflow.MlflowClient()
+        experiment = client.create_experiment("untrained", artifact_location=(project / "artifacts").as_uri())
+        for _ in range(2):
+            model = Classifier(
+                Ensemble([Network("test_resnet", 3, 16, 0.0)], flip=False).eval(), ("benign", "malignant", "normal"),
+                Preparation(64, fit="pad"), "0" * 16, calibrated, resemblance.fit(pixels, np.arange(30)),
+            )  # fmt: skip
+            with mlflow.start_run(experiment_id=experiment) as run:
+                models.log(model)
+            tags = client.get_run(run.info.run_id).data.tags
+            own = {store.MANIFEST_TAG: tags[store.MANIFEST_TAG], "run_id": run.info.run_id}
+            mlflow.register_model(tags[store.MODEL_TAG], NAME, tags=own)
+        client.set_registered_model_alias(NAME, "champion", "1")
+    with guarded(project, "--serve.poll", "0.5") as running:
+        yield running, project
+
+
 TINY_OPTIONS = (
     "--register.name=tiny", "--serve.at_once=1", "--serve.queue=2", "--serve.poll=0.3", "--serve.drain=5",
     "--serve.patience=2",
@@ -480,7 +510,8 @@ def test_an_attack_costs_little_and_is_over_when_it_ends(tiny):
 
 
 @pytest.mark.alone
-def test_work_for_clients_that_have_left_is_given_up(server):
+def test_work_for_clients_that_have_left_is_given_up(untrained):
+    server, _ = untrained
     buffer = io.BytesIO()
     Image.new("L", (5000, 5000), 90).save(buffer, "PNG")  # 25 megapixels in a few kB, a second of work with its map
     body = good(*[buffer.getvalue()] * 16, explain=True)
@@ -522,15 +553,14 @@ def test_what_is_too_much_is_refused_at_once(tiny):
 
 
 @pytest.mark.alone
-def test_a_new_version_answers_within_a_minute(served, server):
-    point(served, 2)
+def test_a_new_version_answers_within_a_minute(untrained):
+    server, project = untrained
+    assert server.ask(good(PNG)).json()["predictions"][0]["model_version"] == f"{NAME}/1"
+    point(project, 2)
     began = time.monotonic()
-    try:
-        while server.ask(good(PNG)).json()["predictions"][0]["model_version"] != "breast-ultrasound/2":
-            assert time.monotonic() - began < 60, server.log.read_text()[-2000:]
-            time.sleep(0.1)
-    finally:
-        point(served, 1)
+    while server.ask(good(PNG)).json()["predictions"][0]["model_version"] != f"{NAME}/2":
+        assert time.monotonic() - began < 60, server.log.read_text()[-2000:]
+        time.sleep(0.1)
 
 
 def test_a_child_that_dies_is_replaced_and_nobody_else_is_turned_away(tiny):
