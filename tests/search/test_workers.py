@@ -12,8 +12,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.conftest import PROJECT, environment
+from tests.conftest import PROJECT, environment, tracking_store
 from tests.search import databases
+from ultrasound.params import load
+from ultrasound.search import study
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -92,3 +94,19 @@ def test_the_trial_of_a_worker_that_dies_is_tried_again_and_its_run_closed(tmp_p
     status = {int(run.data.tags["trial"]): run.info.status for run in children(folder)}
     assert status.pop(mine) == "KILLED"
     assert set(status.values()) == {"FINISHED"}
+
+
+def test_a_trial_that_optuna_itself_finds_silent_has_its_run_closed(tmp_path):
+    chosen = load({"tune.heartbeat": 1, "tune.storage": f"sqlite:///{tmp_path}/study.db"}, PROJECT / "params.yaml")
+    with tracking_store(tmp_path):
+        found = study.open_study(chosen, {})
+        silent = found.ask()
+        run = mlflow.MlflowClient().create_run("0")
+        silent.set_user_attr(study.PROCESS, "another-machine 1 1.00")
+        silent.set_user_attr(study.RUN, run.info.run_id)
+        found._storage.record_heartbeat(silent._trial_id)
+        time.sleep(study.GRACE + 1.5)
+        found.optimize(lambda trial: 1.0, n_trials=1)  # looks for silent trials before its own
+        assert mlflow.get_run(run.info.run_id).info.status == "KILLED"
+    states = [trial.state for trial in found.trials]
+    assert states[0] == TrialState.FAIL and states[1] == TrialState.COMPLETE

@@ -74,7 +74,7 @@ def open_study(params: Params, shared: Mapping[str, Any] | None) -> optuna.Study
         engine_kwargs={"connect_args": {"timeout": WAIT_SECONDS}} if is_sqlite else {"pool_pre_ping": True},
         heartbeat_interval=settings.heartbeat,
         grace_period=GRACE * settings.heartbeat,
-        heartbeat_stale_trial_callback=lambda study, trial: retry(study, trial.number, RETRIES),
+        heartbeat_stale_trial_callback=_take_back,  # Optuna calls it before every trial, too
     )
     study = optuna.create_study(
         storage=storage, study_name=settings.study, direction=settings.direction, load_if_exists=True,
@@ -124,17 +124,19 @@ def best(study: optuna.Study) -> FrozenTrial:
 
 def retry_dead(study: optuna.Study) -> None:
     """Put the trials in line again whose process is gone, and close their runs. Under the lock of the database."""
-    running = trials(study, TrialState.RUNNING)
-    for trial in running:
+    for trial in trials(study, TrialState.RUNNING):
         # Who claims a slot names itself before it gives the lock back: without a name it died while it held the lock.
         if PROCESS not in trial.user_attrs or heartbeat.is_gone(trial.user_attrs[PROCESS]):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-            retry(study, trial.number, RETRIES)
+            told = study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            if told.state == TrialState.FAIL:  # else it has ended well meanwhile
+                _take_back(study, told)
     optuna.storages.fail_stale_trials(study)
-    failed = {trial.number for trial in trials(study, TrialState.FAIL)}  # others may have ended well meanwhile
-    for trial in running:
-        if trial.number in failed and RUN in trial.user_attrs:
-            heartbeat.close(trial.user_attrs[RUN])
+
+
+def _take_back(study: optuna.Study, failed: FrozenTrial) -> None:
+    retry(study, failed.number, RETRIES)
+    if RUN in failed.user_attrs:
+        heartbeat.close(failed.user_attrs[RUN])
 
 
 def retry(study: optuna.Study, number: int, limit: int | None = None) -> None:
