@@ -350,7 +350,7 @@ def test_the_recipe_goes_before_the_file_and_the_command_line_before_the_recipe(
 def test_one_command_says_whether_outlines_and_classes_help_each_other(segmented, monkeypatch):
     folder, large, _ = segmented
     for weight in (0, 0.5):
-        ultrasound(folder, "segment", *as_options((*SMALL_ONE, "train.epochs=15", "train.folds=[0, 1]",
+        ultrasound(folder, "segment", *as_options((*SMALL_ONE, "train.epochs=9", "train.folds=[0, 1]",
                                                    "train.refit=false", f"train.classification_weight={weight}",
                                                    "train.batch_size=8", "train.learning_rate=0.01")))  # fmt: skip
     single, both = runs(folder, "segment")[-2:]
