@@ -17,7 +17,7 @@ COLOURS = colormaps["inferno"]  # as in the evaluation's report: equal steps of 
 LEVELS = (COLOURS(np.arange(256))[:, :3] * 255).astype(np.float32)  # of each level of heat
 OUTLINE = (0, 209, 255)  # RGB, neither grey nor a colour of the heat
 EDGE = 0.004  # width of the outline, of the longer side
-LONGEST = 1400  # pixels of a side of what is drawn: more is not seen, and 25 megapixels would take 2 GB
+LONGEST = 1400  # pixels of a side of what is drawn: more is not seen, and takes 80 MB a megapixel
 QUALITY = 92
 ACCENT = (0, 104, 168)
 

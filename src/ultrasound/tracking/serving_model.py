@@ -27,7 +27,7 @@ from ultrasound.inference.outliner import Outliner
 from ultrasound.inference.predictor import MAX_IMAGES, Decoded, Predictor
 
 DECODED = 2  # images at once, of all requests: each may take 100 MB for a moment
-TOGETHER = 2  # images of a request that are answered at once: more is hardly faster, and would leave nobody a turn
+TOGETHER = 2  # images of a request that are answered at once: more is hardly faster, and who has left is noticed later
 
 
 class LeftError(Exception):
