@@ -1,8 +1,9 @@
 """`python scripts/results.py KIND RUN`: write what a finished run gave into docs/results.md.
 
-KIND is search, compare, segment or evaluation, RUN the id of a run of `tune`, `compare`, `segment` or `evaluate` in the
-tracking store. Each kind of run has a section of the document between two comments; everything between them is written
-anew, nothing else is touched. An evaluation also gives MODEL_CARD.md, which is the card that its run holds.
+KIND is search, compare, segment, evaluation or segment-test, RUN the id of a run of `tune`, `compare`, `segment` or
+`evaluate` in the tracking store; the last two kinds are evaluations of a classifier and of a segmenter. Each kind has a
+section of the document between two comments; everything between them is written anew, nothing else is touched. The
+evaluation of a classifier also gives MODEL_CARD.md, which is the card that its run holds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
@@ -23,12 +25,14 @@ from mlflow.entities import Run
 from ultrasound.errors import InputError
 from ultrasound.scoring import outlines
 from ultrasound.scoring.intervals import Interval
+from ultrasound.tracking import store
 
 CARD = Path("MODEL_CARD.md")
 FIGURES = {"search": ("history", "importances", "parallel_coordinates"), "compare": ("score_against_latency",),
-           "segment": (),
+           "segment": (), "segment-test": (),
            "evaluation": ("confusion_test", "roc_test", "reliability_test", "slices_test")}  # fmt: skip
-VERBS = {"search": "tune", "compare": "compare", "segment": "segment", "evaluation": "evaluate"}
+VERBS = {"search": "tune", "compare": "compare", "segment": "segment", "evaluation": "evaluate",
+         "segment-test": "evaluate"}  # fmt: skip
 
 
 def main() -> None:
@@ -39,7 +43,8 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         run = finished(arguments.run, VERBS[arguments.kind])
-        written = {"search": search, "compare": comparison, "segment": segmentation, "evaluation": evaluation}
+        written = {"search": search, "compare": comparison, "segment": segmentation, "evaluation": evaluation,
+                   "segment-test": tested_outlines}  # fmt: skip
         numbers = written[arguments.kind](run)
         text = renewed(RESULTS, arguments.kind, numbers)
         files = {
@@ -114,23 +119,52 @@ def segmentation(run: Run) -> str:
     rules = list(json.loads(Path(artifact(run, "rules_of_folds.json")).read_text()).values())
     lesions = int(table["lesion"].sum())
     network = f"`{params['model.name']}` ({params['model.weights']} weights), width {params['segment.width']}"
-    lines = [f"U-Net over {network}; {len(table)} images, {lesions} with a lesion.", "",
-             "| metric | value, 95 % interval | definition |", "|---|---:|---|"]  # fmt: skip
-    for name, metric in outlines.METRICS.items():
-        ends = [values.get(f"out_of_fold/{name}{end}", math.nan) for end in ("", "_low", "_high")]
-        lines.append(f"| {name} | {Interval(*ends)} | {metric.definition} |")
-    lines += ["", "| images | number | Dice of lesions | false lesions |", "|---|---:|---:|---:|"]
-    for _, row in pd.read_csv(artifact(run, "tables/slices_out_of_fold.csv")).iterrows():
-        scores = [Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))
-                  for name in ("lesion_dice", "false_lesion_rate")]  # fmt: skip
-        shown = ["" if score.value != score.value else str(score) for score in scores]
-        lines.append(f"| {row['by']}: {row['slice']} | {row['images']} | {' | '.join(shown)} |")
+    scores = {
+        name: Interval(*(values.get(f"out_of_fold/{name}{end}", math.nan) for end in ("", "_low", "_high")))
+        for name in outlines.METRICS
+    }
+    tables = outline_tables(scores, pd.read_csv(artifact(run, "tables/slices_out_of_fold.csv")))
     span = {key: (min(rule[key] for rule in rules), max(rule[key] for rule in rules)) for key in rules[0]}
     chosen = (
         "Rules of the folds, each chosen on the others: edge {edge[0]} to {edge[1]} of 255, core {core[0]} to "
         "{core[1]}, regions of at least {smallest[0]:.2%} to {smallest[1]:.2%} of the image."
     ).format_map(span)
-    return "\n".join([*lines, "", f"{chosen} {provenance(run)}"])
+    return "\n".join([
+        f"U-Net over {network}; {len(table)} images, {lesions} with a lesion.", "", *tables, "",
+        f"{chosen} {provenance(run)}",
+    ])  # fmt: skip
+
+
+def tested_outlines(run: Run) -> str:
+    """A segmenter on the locked test set: every metric with its interval, and the slices."""
+    content = json.loads(Path(artifact(run, "evaluation.json")).read_text())
+    table = pd.read_csv(artifact(run, "tables/outlines_test.csv"))
+    trained, rule = training(content["model_uri"], "segmenter"), content["rule"]
+    keys = ("model.name", "model.weights", "segment.width", "train.refit", "train.ensemble")
+    given = ", ".join(f"{key} {trained.data.params[key]}" for key in keys)
+    scores = {
+        name: Interval(*(math.nan if end is None else end for end in ends)) for name, ends in content["scores"].items()
+    }
+    return "\n".join([
+        f"{len(table)} test images in {content['groups']} groups, {int(table['lesion'].sum())} with a lesion; "
+        f"{given}.", "", *outline_tables(scores, pd.read_csv(artifact(run, "tables/slices_test.csv"))), "",
+        f"Rule, chosen on {rule['chosen_on']} development images out of fold: edge {rule['edge']} of 255, core "
+        f"{rule['core']}, regions of at least {rule['smallest']:.2%} of the image. {provenance(trained)}",
+    ])  # fmt: skip
+
+
+def outline_tables(scores: Mapping[str, Interval], slices: pd.DataFrame) -> list[str]:
+    """Lines of two tables: every metric with its interval, and the slices."""
+    lines = ["| metric | value, 95 % interval | definition |", "|---|---:|---|"]
+    lines += [f"| {name} | {scores[name]} | {metric.definition} |" for name, metric in outlines.METRICS.items()]
+    lines += ["", "| images | number | Dice of lesions | false lesions |", "|---|---:|---:|---:|"]
+    for _, row in slices.iterrows():
+        of_slice = [Interval(*(row[f"{name}{end}"] for end in ("", "_low", "_high")))
+                    for name in ("lesion_dice", "false_lesion_rate")]  # fmt: skip
+        shown = ["" if score.value != score.value else str(score) for score in of_slice]
+        few = " (few)" if row["small"] else ""
+        lines.append(f"| {row['by']}: {row['slice']}{few} | {row['images']} | {' | '.join(shown)} |")
+    return lines
 
 
 def evaluation(run: Run) -> str:
@@ -138,18 +172,28 @@ def evaluation(run: Run) -> str:
     content = json.loads(Path(artifact(run, "evaluation.json")).read_text())
     text = Path(artifact(run, "model_card.md")).read_text()
     tables = text.split("## Quantitative analyses\n", 1)[1].split("\n## ", 1)[0].strip()
-    uri, tags = content["model_uri"], run.data.tags
-    trained = mlflow.search_runs(filter_string=f"tags.model_uri = '{uri}'", search_all_experiments=True,
-                                 max_results=1, output_format="list")  # fmt: skip
-    if not trained:
-        raise InputError(f"run {run.info.run_id} evaluates no classifier of this tracking store")
-    given = ", ".join(f"{key} {trained[0].data.params[key]}" for key in ("model.name", "model.weights", "train.folds"))
+    trained, tags = training(content["model_uri"], "classifier"), run.data.tags
+    given = ", ".join(f"{key} {trained.data.params[key]}" for key in ("model.name", "model.weights", "train.folds"))
     return (
         f"{content['images']} test images in {content['groups']} groups; {given}. The same numbers as in the "
         f"[model card](../MODEL_CARD.md), by the same command.\n\n{tables}\n\n"
         f"In brackets, 95 % intervals of a bootstrap by group, {content['resamples']} resamples. Data "
         f"`{tags['data_digest']}`, split `{tags['split_digest']}`, code `{code(run)}`."
     )
+
+
+def training(uri: str, kind: str) -> Run:
+    """The run that made a model of a kind, classifier or segmenter.
+
+    Raises:
+        InputError: there is none.
+    """
+    tag = {"classifier": store.MODEL_TAG, "segmenter": store.SEGMENTER_TAG}[kind]
+    found = mlflow.search_runs(filter_string=f"tags.{tag} = '{uri}'", search_all_experiments=True, max_results=1,
+                               output_format="list")  # fmt: skip
+    if not found:
+        raise InputError(f"{uri} is no {kind} of {mlflow.get_tracking_uri()}")
+    return found[0]
 
 
 def provenance(run: Run) -> str:

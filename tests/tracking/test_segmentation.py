@@ -110,6 +110,13 @@ def test_the_document_says_what_the_run_says(segmented):
     assert f"| lesion_dice | {value:.3f} ({low:.3f} to {high:.3f}) |" in section
     assert "| class: normal |" in section and "`tf_efficientnet_lite0` (packaged weights), width 64" in section
     assert run.data.tags["data_digest"] in section
+    (evaluation,) = client(folder).search_runs(["0"], "tags.evaluated_model LIKE '%'")
+    section = renewed_results(folder, "segment-test", evaluation.info.run_id)
+    value, low, high = (evaluation.data.metrics[f"test/lesion_dice{end}"] for end in ("", "_low", "_high"))
+    assert f"| lesion_dice | {value:.3f} ({low:.3f} to {high:.3f}) |" in section
+    assert "| class: normal |" in section and "train.refit True" in section and run.data.tags["data_digest"] in section
+    said = run_in(folder, sys.executable, "scripts/results.py", "evaluation", evaluation.info.run_id, expect=1).stderr
+    assert "is no classifier of" in said
 
 
 def test_it_is_scored_on_the_locked_test_set_registered_and_champion(segmented):

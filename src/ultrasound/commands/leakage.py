@@ -37,7 +37,7 @@ def run(params: Params) -> None:
           f"{params.split.folds} folds each, fold seeds 0 to {settings.seeds - 1}")  # fmt: skip
     if finetune:
         print(f"recipe finetune: {model.name} ({model.weights} weights), trained as `train` does, up to "
-              f"{params.train.epochs} epochs; both protocols take the best epoch on the fold they score")  # fmt: skip
+              f"{params.train.epochs} epochs; both protocols take the {params.train.choose} epoch")  # fmt: skip
     else:
         print(f"recipe probe: frozen {settings.backbone} ({settings.weights} weights), standardised features, logistic "
               f"regression (C = {probe.REGULARISATION:g})")  # fmt: skip
