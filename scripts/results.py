@@ -140,7 +140,9 @@ def tested_outlines(run: Run) -> str:
     content = json.loads(Path(artifact(run, "evaluation.json")).read_text())
     table = pd.read_csv(artifact(run, "tables/outlines_test.csv"))
     trained, rule = training(content["model_uri"], "segmenter"), content["rule"]
-    keys = ("model.name", "model.weights", "segment.width", "train.refit", "train.ensemble")
+    if parent := trained.data.tags.get("mlflow.parentRunId"):
+        raise InputError(f"run {trained.info.run_id} is a part of run {parent}: results are of whole runs")
+    keys = ("model.name", "model.weights", "segment.width", "train.folds", "train.refit", "train.ensemble")
     given = ", ".join(f"{key} {trained.data.params[key]}" for key in keys)
     scores = {
         name: Interval(*(math.nan if end is None else end for end in ends)) for name, ends in content["scores"].items()

@@ -13,7 +13,7 @@ from ultrasound.images.preparation import Preparation
 from ultrasound.inference import outliner
 from ultrasound.inference.familiarity import TRAITS, Familiarity
 from ultrasound.inference.regions import Rule
-from ultrasound.learning import backbone, export, fitting, segmenter
+from ultrasound.learning import backbone, export, fitting, outlining, segmenter
 from ultrasound.learning.checkpoints import Checkpoints
 from ultrasound.learning.segmenter import Outlines, Segmenter, UNet
 from ultrasound.learning.segmenting import Segmenting
@@ -195,16 +195,32 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been_stopped(discs, tmp_pat
         np.testing.assert_array_equal(whole[epoch - 1].probabilities, again[epoch - 1].probabilities)
 
 
-def test_images_whose_lesion_nobody_has_outlined_neither_teach_nor_count(discs):
+def test_only_images_whose_lesion_somebody_has_outlined_teach(discs):
+    even = np.arange(40) % 2 == 0
+    parts = []
+    for outlined in (even, ~even, np.ones(40, bool)):  # in steps too small to change an answer
+        _, results, _ = fit(discs, outlined=outlined, epochs=1, learning_rate=1e-12)
+        (result,) = results
+        parts.append(result.train["loss"])
+    lesions, empty, every = parts
+    assert abs(lesions - empty) > 0.1
+    assert (lesions + empty) / 2 == pytest.approx(every, abs=1e-4)  # twelve images of each kind
+
+
+def test_only_images_whose_lesion_somebody_has_outlined_count(discs):
     images, masks = discs
     outlined = np.arange(40) % 5 != 0
-    _, results, _ = fit((images, masks), outlined=outlined, epochs=1)
-    (first,) = results
-    changed = masks.copy()
-    changed[~outlined] = ~changed[~outlined]
-    _, results, _ = fit((images, changed), outlined=outlined, epochs=1)
-    (second,) = results
-    assert first.train == second.train and first.validation == second.validation
+    network, results, _ = fit(discs, outlined=outlined, epochs=1, test_flip=False)
+    (result,) = results
+    known, truth = outlined[24:], masks[24:][outlined[24:]]
+    assert 0 < known.sum() < len(known)
+    values = dict(result.validation)
+    loss = values.pop("loss")
+    assert values == outlines.epoch_score(truth, result.probabilities[known])
+    with torch.inference_mode():
+        logits = network.eval()(torch.from_numpy(images[24:, None][known]).float() / 255)
+        summed = outlining.loss(logits, torch.from_numpy(truth[:, None]).float(), torch.ones(len(truth)))
+    assert loss == pytest.approx(float(summed.sum()) / len(truth), abs=1e-4)
 
 
 def test_the_loss_of_a_validation_is_that_of_the_training_on_the_same_images(discs):

@@ -46,6 +46,33 @@ def test_what_a_champion_must_have(changes, gain, promoted, said):
     assert verdict.reason.startswith("Champion: " if promoted else "Not champion: ")
 
 
+OUTLINED = {"dice": 0.75, "lesion_dice": 0.74, "false_lesion_rate": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gain", "promoted", "said"),
+    [
+        ({}, None, True, "Dice over all images on the test set 0.750, the first champion"),
+        ({"hd95": float("nan")}, None, True, "the first champion"),
+        ({"lesion_dice": float("nan")}, None, False, "lacks images with a lesion, or without"),
+        ({"false_lesion_rate": float("nan")}, None, False, "lacks images with a lesion, or without"),
+        ({"lesion_dice": 0.59}, None, False, "Dice of the lesions 0.590, at least segment.min_dice=0.6"),
+        ({"false_lesion_rate": 0.51}, None, False, "one is found 0.510, at most segment.max_false=0.5"),
+        ({}, (0.02, -0.03, 0.07), True, "Better: Dice over all images on the test set 0.750, +0.020 (-0.030 to"),
+        ({}, (0.0, -0.02, 0.02), False, "No better"),
+        ({}, (0.01, -0.06, 0.08), False, "may be worse by more than segment.margin=0.05"),
+        ({"lesion_dice": 0.5}, (0.02, -0.03, 0.07), False, "Dice of the lesions"),
+        ({"false_lesion_rate": 0.6}, (0.02, -0.03, 0.07), False, "a lesion in which one is found"),
+    ],
+)  # fmt: skip
+def test_what_a_champion_of_the_outlines_must_have(changes, gain, promoted, said):
+    rules = load({}, PROJECT / "params.yaml").segment
+    verdict = gate.judge_outlines(OUTLINED | changes, rules, "version 3", Interval(*gain) if gain else None)
+    assert verdict.promoted == promoted
+    assert said in verdict.reason
+    assert verdict.reason.startswith("Champion: " if promoted else "Not champion: ")
+
+
 def test_the_gain_is_paired_by_image_whatever_the_order_of_the_tables():
     champion, challenger = (answers(share, seed) for share, seed in ((0.7, 0), (0.8, 0)))
     found = gate.difference(challenger, champion.sample(frac=1, random_state=0), 500)

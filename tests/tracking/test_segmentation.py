@@ -100,7 +100,11 @@ def test_the_run_holds_what_a_reader_needs(segmented):
         assert saved["image_id"].tolist() == rows["image_id"].tolist()
         np.testing.assert_allclose(saved["masks"].mean(axis=(1, 2)), rows["found_area"])
     rule = json.loads(Path(client(folder).download_artifacts(run.info.run_id, "rule.json")).read_text())
-    assert rule["chosen_on"] == len(table(folder, run, "outlines_out_of_fold"))
+    assert rule["chosen_on"] == len(rows)
+    of_folds = json.loads(Path(client(folder).download_artifacts(run.info.run_id, "rules_of_folds.json")).read_text())
+    assert {fold: rule["chosen_on"] for fold, rule in of_folds.items()} == {
+        str(fold): int((rows["fold"] != fold).sum()) for fold in (0, 1)
+    }
 
 
 def test_the_document_says_what_the_run_says(segmented):
@@ -176,8 +180,12 @@ def test_the_classifiers_commands_do_not_take_a_segmenter_for_one(segmented):
 
 def test_a_segmenter_is_evaluated_and_registered_by_its_run_and_not_twice(segmented):
     folder, run, _ = segmented
-    said = ultrasound(folder, "evaluate", "--evaluate.run=segmenter").stdout
+    said = ultrasound(folder, "evaluate", "--evaluate.run=segmenter", "--evaluate.resamples=300").stdout
     assert run.info.run_id in said and "lesion_dice" in said
+    (newest, *_) = client(folder).search_runs(["0"], "tags.verb = 'evaluate'")
+    assert newest.data.params == {"evaluate.run": "segmenter", "evaluate.resamples": "300"}
+    content = client(folder).download_artifacts(newest.info.run_id, "evaluation.json")
+    assert json.loads(Path(content).read_text())["resamples"] == 300
     scored = "tags.evaluated_model LIKE '%'"
     before = len(client(folder).search_runs(["0"], scored))
     said = ultrasound(folder, "register", f"--register.run={run.info.run_id}").stdout
@@ -198,6 +206,7 @@ def test_folds_that_leave_no_single_model_are_refused_before_anything_is_trained
     assert "segment.offer" in said and "train.ensemble" in said and len(runs(folder, "segment")) == before
     said = ultrasound(folder, "segment", "--train.layer_decay=0.5", expect=2).stderr
     assert "train.layer_decay: a U-Net's encoder tells no layers apart" in said
+    assert len(runs(folder, "segment")) == before
 
 
 def masks_of(answers):

@@ -13,6 +13,7 @@ from ultrasound.sections import Params
 from ultrasound.tracking import evaluation, outline_offering, provenance, runs, store
 
 SECTIONS = ("evaluate",)
+OF_CLASSIFIERS = ("evaluate.explain", "evaluate.gallery")
 
 
 def run(params: Params) -> None:
@@ -22,7 +23,8 @@ def run(params: Params) -> None:
     tags = provenance.tags(data)
     digests = {key: tags[key] for key in provenance.DIGESTS}
     if segmenter := store.find_segmenter(params.evaluate.run, digests):
-        with runs.run("evaluate", f"evaluate-{segmenter.info.run_name}", flatten(params, SECTIONS), tags) as run_id:
+        values = {key: value for key, value in flatten(params, SECTIONS).items() if key not in OF_CLASSIFIERS}
+        with runs.run("evaluate", f"evaluate-{segmenter.info.run_name}", values, tags) as run_id:
             outlined = outline_offering.evaluate(
                 segmenter.data.tags[store.SEGMENTER_TAG], data, catalog.read(CATALOG), params, segmenter
             )

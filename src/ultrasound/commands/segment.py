@@ -8,6 +8,7 @@ is scored on it, registered and judged, as `mlflow run . -e register --env-manag
 later.
 """
 
+import sys
 from typing import Any
 
 from ultrasound.commands import CATALOG, CHECKPOINTS, PREPARED, REPORT
@@ -45,6 +46,7 @@ def run(params: Params) -> None:
     data = prepared.read(PREPARED)
     report = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
+    segmentation.check(params)
     values = meaningful(SEGMENTATION, flatten(params, ("data", "split", "preprocess", *SECTIONS)))
     if params.segment.offer and len(params.folds) > 1 and not (params.train.refit or params.train.ensemble):
         raise ParameterError("segment.offer: with several folds and neither train.refit nor train.ensemble there are "
@@ -69,7 +71,12 @@ def run(params: Params) -> None:
         return
     print("\n".join([*lines, f"run {run_id}"]))
     if params.segment.offer:
-        offer_segmenter(run_id, params, data)
+        try:
+            offer_segmenter(run_id, params, data)
+        except BaseException:
+            print(f"the model is kept in its run, which `register` with register.run={run_id} offers again",
+                  file=sys.stderr)  # fmt: skip
+            raise
 
 
 def _of_folds(crossed: segmentation.CrossValidation) -> list[str]:

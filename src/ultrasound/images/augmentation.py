@@ -76,11 +76,14 @@ class Augmentation:
 
     @staticmethod
     def apply(images: Tensor, draws: Draws) -> Tensor:
-        """Move (n, 1, height, width) float images in [0, 1] and change their brightness; what comes in is black."""
+        """Move (n, 1, height, width) float images in [0, 1] and change their brightness.
+
+        What comes in from outside is black, as padding is; less contrast lifts both to a grey, like all that is black.
+        """
         moved = _move(images, draws, "bilinear")
         mean = moved.mean(dim=(1, 2, 3), keepdim=True)
         depth = torch.linspace(0, 1, images.shape[2], device=images.device)[:, None]
-        # Factors leave black black: the border of a scan holds no speckle.
+        # Speckle is a factor, so that it leaves black black.
         factor = draws.gain * (1 + draws.attenuation * depth) * draws.speckle
         return ((mean + draws.contrast * (moved - mean)).clamp(0, 1) * factor).clamp(0, 1)
 

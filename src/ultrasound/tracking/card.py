@@ -95,8 +95,8 @@ def _counts(samples: pd.DataFrame) -> dict[str, Any]:
 
 def _members(trained: Run) -> str:
     params = trained.data.params
-    if params["train.folds"].isdigit():
-        return f"one network, trained on all folds but {params['train.folds']}"
+    if not any(name.startswith("out_of_fold/") for name in trained.data.metrics):  # no more than one training
+        return f"one network, trained on all folds but {params['train.folds'].strip('[]')}"
     if params["train.ensemble"] == "True":
         return "the mean of the networks of the folds"
     return "one network, trained on all development images"

@@ -33,6 +33,8 @@ def cross_validate(
     keep = with_models and not (params.train.refit or params.train.ensemble)
     shown = parameters(task, params)
     for fold in params.folds:
+        training.require_outlines(task, params, prepared, fold)  # all of them, before hours go into the first
+    for fold in params.folds:
         name = f"fold-{fold}"
         with runs.child("fold", name, {**shown, "train.folds": fold}, {"fold": str(fold)}):
             folds[fold] = training.train(params, prepared, name, fold, checkpoints=Checkpoints(state / name), task=task)

@@ -35,7 +35,6 @@ from ultrasound.tracking import (
 from ultrasound.tracking.gate import Verdict
 
 TABLE = "outlines_test"
-RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +44,17 @@ class Evaluation:
     Attributes:
         table: a row an image, with its id and group, of `outlines.per_image`.
         run_id: the run that holds it.
+        resamples: of the intervals.
     """
 
     table: pd.DataFrame
     run_id: str
+    resamples: int
 
     @functools.cached_property
     def scores(self) -> dict[str, Interval]:
         """Metric -> value with its 95 % interval."""
-        return outlines.scores(self.table, self.table["group"].to_numpy(dtype=np.int64), RESAMPLES)
+        return outlines.scores(self.table, self.table["group"].to_numpy(dtype=np.int64), self.resamples)
 
 
 class Offered(NamedTuple):
@@ -87,11 +88,12 @@ def evaluate(model_uri: str, prepared: Prepared, catalog: pd.DataFrame, params: 
     table = outlines.table(truths, founds)
     samples = prepared.samples.iloc[rows]
     named, drawn = segmentation.log_images(images, samples, truths, founds, table, "test")
-    scored = Evaluation(named, runs.active_id())
+    resamples = params.evaluate.resamples
+    scored = Evaluation(named, runs.active_id(), resamples)
     segmentation.log_scores(scored.scores, "test")
-    by_slice = segmentation.log_slices(rows, table, prepared, catalog, "test")
+    by_slice = segmentation.log_slices(rows, table, prepared, catalog, "test", resamples)
     content = {
-        "model_uri": model_uri, "images": len(named), "groups": int(named["group"].nunique()), "resamples": RESAMPLES,
+        "model_uri": model_uri, "images": len(named), "groups": int(named["group"].nunique()), "resamples": resamples,
         **reporting.compared(prepared, trained), "rule": dataclasses.asdict(model.rule),
         "scores": reporting.in_json(scored.scores),
     }  # fmt: skip
@@ -116,7 +118,7 @@ def offer(found: Run, params: Params, prepared: Prepared, catalog: pd.DataFrame)
     tags, name = provenance.tags(prepared), params.segment.name
 
     def scored(model_uri: str, trained: Run, child: str) -> Evaluation:
-        if known := _known(model_uri, prepared):
+        if known := _known(model_uri, prepared, params.evaluate.resamples):
             return known
         with runs.child("evaluate", child, {}, tags):
             return evaluate(model_uri, prepared, catalog, params, trained)
@@ -144,7 +146,9 @@ def offer(found: Run, params: Params, prepared: Prepared, catalog: pd.DataFrame)
             against = f"version {before.version}" if before else ""
             if before is not None and not registry.is_comparable(before, tags):
                 against += " (which was trained on other data or another split and may have learnt from these images)"
-            gain = _gain(new.table, other.table) if other is not None else None
+            elif before is not None and _prepared_otherwise(found, registry.run_of(before)):
+                against += " (whose Dice is of other pixels: it prepares the images otherwise)"
+            gain = _gain(new, other) if other is not None else None
             scores = {metric: score.value for metric, score in new.scores.items()}
             verdict = gate.judge_outlines(scores, params.segment, against, gain)
         registry.settle(version, verdict, before)
@@ -152,18 +156,23 @@ def offer(found: Run, params: Params, prepared: Prepared, catalog: pd.DataFrame)
     return Offered(version, new, verdict)
 
 
-def _known(model_uri: str, prepared: Prepared) -> Evaluation | None:
+def _known(model_uri: str, prepared: Prepared, resamples: int) -> Evaluation | None:
     """The evaluation of a segmenter on the same data and split from an earlier run, if there is one."""
     run_id = store.evaluation_of(model_uri, prepared.data_digest, prepared.split_digest)
     if run_id is None or not store.has(run_id, evaluation.CARD):  # of an older version of this project
         return None
-    return Evaluation(
-        pd.read_csv(Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/tables/{TABLE}.csv"))), run_id
-    )
+    table = pd.read_csv(Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/tables/{TABLE}.csv")))
+    return Evaluation(table, run_id, resamples)
 
 
-def _gain(new: pd.DataFrame, other: pd.DataFrame) -> Interval:
+def _prepared_otherwise(one: Run, other: Run) -> bool:
+    """Whether two runs say of the same parameter of the preparation different things; a trial says nothing."""
+    mine, theirs = one.data.params, other.data.params
+    return any(mine[key] != theirs[key] for key in mine.keys() & theirs.keys() if key.startswith("preprocess."))
+
+
+def _gain(new: Evaluation, other: Evaluation) -> Interval:
     """How much higher the Dice over all images is, with the interval of a paired bootstrap by group."""
-    other = other.set_index("image_id").loc[new["image_id"]].reset_index()
-    groups = new["group"].to_numpy(dtype=np.int64)
-    return outlines.difference(gate.OUTLINE_METRIC, [other], [new], groups, RESAMPLES)
+    before = other.table.set_index("image_id").loc[new.table["image_id"]].reset_index()
+    groups = new.table["group"].to_numpy(dtype=np.int64)
+    return outlines.difference(gate.OUTLINE_METRIC, [before], [new.table], groups, new.resamples)

@@ -144,8 +144,9 @@ def log_scores(scores: dict[str, Interval], prefix: str) -> None:
 
 
 def log_slices(
-    rows: NDArray[np.int64], table: pd.DataFrame, prepared: Prepared, catalog: pd.DataFrame, name: str
-) -> pd.DataFrame:
+    rows: NDArray[np.int64], table: pd.DataFrame, prepared: Prepared, catalog: pd.DataFrame, name: str,
+    resamples: int = RESAMPLES,
+) -> pd.DataFrame:  # fmt: skip
     """Log the scores of parts of the images: by lesion size, class, calipers and the like; the table.
 
     Args:
@@ -156,7 +157,7 @@ def log_slices(
     described = catalog.set_index("image_id", drop=False).loc[prepared.samples["image_id"]]
     every = prepared.samples["group"].to_numpy(dtype=np.int64)
     parts = [part._replace(rows=part.rows[rows]) for part in slices(described, every)]
-    found = outlines.by_slice(table, every[rows], [part for part in parts if part.rows.any()], RESAMPLES)
+    found = outlines.by_slice(table, every[rows], [part for part in parts if part.rows.any()], resamples)
     runs.log_table(found, f"slices_{name}")
     return found
 

@@ -68,11 +68,8 @@ def train(
     for context, chosen in (("training", rows), ("validation", held_out)):
         if len(chosen):
             runs.log_dataset(prepared, chosen, params.data.source, context)
+    require_outlines(task, params, prepared, fold)
     learns, is_validated = task.learns_outlines(params)
-    if learns and not prepared.masks[rows].any():
-        raise InputError("no training image has a lesion mask: add masks; train.segmentation_weight=0 needs none")
-    if is_validated and len(held_out) and not prepared.samples["outlined"].to_numpy()[held_out].any():
-        raise InputError(f"no image of fold {fold} has a lesion mask, so that its outlines cannot be scored: add masks")
 
     def batches(chosen: NDArray[np.int64], size: int, *, with_masks: bool) -> Batches:
         known = (prepared.masks, prepared.samples["outlined"].to_numpy(dtype=np.bool_)) if with_masks else (None, None)
@@ -103,6 +100,28 @@ def train(
     if validation and device.mixed_precision != "no":  # what is reported is what the saved model says
         chosen_one = chosen_one._replace(probabilities=task.predict(model.network, validation))
     return Trained(model, chosen_one, history, held_out, targets[held_out])
+
+
+def require_outlines(task: Task, params: Params, prepared: Prepared, fold: int | None) -> None:
+    """Check that there is what outlines are learnt from, and what they are scored by.
+
+    Args:
+        fold: what is held out; None for nothing.
+
+    Raises:
+        InputError: no training image has a mask, or no image of the fold.
+    """
+    learns, is_validated = task.learns_outlines(params)
+    rows = prepared.rows(splitting.DEVELOPMENT, fold, without=fold is not None)
+    if learns and not prepared.masks[rows].any():
+        way_on = "" if is_validated else "; train.segmentation_weight=0 needs none"
+        raise InputError(f"no training image has a lesion mask: add masks{way_on}")
+    if is_validated and fold is not None:
+        held_out = prepared.rows(splitting.DEVELOPMENT, fold)
+        if not prepared.samples["outlined"].to_numpy()[held_out].any():
+            raise InputError(
+                f"no image of fold {fold} has a lesion mask, so that its outlines cannot be scored: add masks"
+            )
 
 
 def class_numbers(params: Params, prepared: Prepared) -> NDArray[np.int64]:
