@@ -43,7 +43,6 @@ def test_overrides_reach_their_section():
         ({"train.class_weights": "some"}, ["train.class_weights='some'", "auto or none or list"]),
         ({"train.ensemble": True}, ["train.ensemble", "train.folds=all"]),
         ({"train.freeze": 30}, ["train.freeze=30", "15 epochs"]),
-        ({"segment.name": "breast-ultrasound"}, ["segment.name=breast-ultrasound is register.name", "one task"]),
         ({"train.ema": 1}, ["train.ema=1", "less than 1"]),
         ({"data.classes": ["benign", "benign"]}, ["data.classes", "twice"]),
         ({"tune.space": {"train.learning_rate": {"low": 1, "high": 0.1}}}, ["tune.space", "low < high"]),

@@ -346,8 +346,6 @@ class Params(Section):
         if self.calibrate.positive not in self.data.classes:
             raise ValueError(f"calibrate.positive={self.calibrate.positive}: data.classes are "
                              f"{', '.join(self.data.classes)}")  # fmt: skip
-        if self.segment.name == self.register_.name:
-            raise ValueError(f"segment.name={self.segment.name} is register.name, too: a registered model has one task")
         if train.ensemble and len(self.folds) < 2:
             raise ValueError("train.ensemble needs several folds: set train.folds=all")
         if train.freeze > train.epochs:

@@ -176,6 +176,8 @@ def test_the_classifiers_commands_do_not_take_a_segmenter_for_one(segmented):
     assert "no finished run with a model of today's data and split" in said
     said = ultrasound(folder, "register", "--register.run=best", expect=1).stderr
     assert "no finished run with a model of today's data and split" in said
+    said = ultrasound(folder, "register", "--register.run=segmenter", f"--register.name={NAME}", expect=2).stderr
+    assert f"segment.name={NAME} is register.name, too" in said
 
 
 def test_a_segmenter_is_evaluated_and_registered_by_its_run_and_not_twice(segmented):
@@ -206,6 +208,8 @@ def test_folds_that_leave_no_single_model_are_refused_before_anything_is_trained
     assert "segment.offer" in said and "train.ensemble" in said and len(runs(folder, "segment")) == before
     said = ultrasound(folder, "segment", "--train.layer_decay=0.5", expect=2).stderr
     assert "train.layer_decay: a U-Net's encoder tells no layers apart" in said
+    said = ultrasound(folder, "segment", "--segment.name=breast-ultrasound", "--segment.offer=true", expect=2).stderr
+    assert "segment.name=breast-ultrasound is register.name, too" in said
     assert len(runs(folder, "segment")) == before
 
 

@@ -20,7 +20,7 @@ from ultrasound.learning.processes import is_main
 from ultrasound.params import flatten
 from ultrasound.scoring import outlines
 from ultrasound.sections import Params
-from ultrasound.tracking import folds, provenance, runs, segmentation, training
+from ultrasound.tracking import folds, provenance, registry, runs, segmentation, training
 from ultrasound.tracking.resume import Resume
 from ultrasound.tracking.segmentation import SEGMENTATION
 from ultrasound.tracking.task import meaningful
@@ -47,6 +47,8 @@ def run(params: Params) -> None:
     report = provenance.require_report(REPORT, data)
     tags = {**provenance.tags(data), "seed": str(params.train.seed)}
     segmentation.check(params)
+    if params.segment.offer:
+        registry.require_two_names(params)
     values = meaningful(SEGMENTATION, flatten(params, ("data", "split", "preprocess", *SECTIONS)))
     if params.segment.offer and len(params.folds) > 1 and not (params.train.refit or params.train.ensemble):
         raise ParameterError("segment.offer: with several folds and neither train.refit nor train.ensemble there are "

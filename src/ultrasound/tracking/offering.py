@@ -38,6 +38,7 @@ def offer(found: Run, params: Params, data: Prepared, catalog: pd.DataFrame) -> 
 
     Models that were scored on the same test set before are not scored again; others in a child of the active run.
     """
+    registry.require_two_names(params)
     tags = provenance.tags(data)
 
     def scored(model_uri: str, trained: Run, name: str) -> Evaluation:

@@ -115,6 +115,7 @@ def offer(found: Run, params: Params, prepared: Prepared, catalog: pd.DataFrame)
 
     Segmenters that were scored on the same test set before are not scored again; others in a child of the active run.
     """
+    registry.require_two_names(params)
     tags, name = provenance.tags(prepared), params.segment.name
 
     def scored(model_uri: str, trained: Run, child: str) -> Evaluation:

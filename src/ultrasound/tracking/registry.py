@@ -26,7 +26,8 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from ultrasound import NOTICE
-from ultrasound.errors import InputError, signals_wait
+from ultrasound.errors import InputError, ParameterError, signals_wait
+from ultrasound.sections import Params
 from ultrasound.tracking import mutex, store
 from ultrasound.tracking.gate import Verdict
 from ultrasound.tracking.provenance import DIGESTS
@@ -55,6 +56,17 @@ def version_of(run: Run, name: str, tags: Mapping[str, str], of: str = MODEL_TAG
             return version
     known = {MODEL_TAG: uri, MANIFEST_TAG: run.data.tags[MANIFEST_TAG], "run_id": run.info.run_id}
     return mlflow.register_model(uri, name, tags={**tags, **known})
+
+
+def require_two_names(params: Params) -> None:
+    """Check that classifiers and segmenters are versions of two models: `serve` goes by the name.
+
+    Raises:
+        ParameterError: they are not.
+    """
+    if params.segment.name == params.register_.name:
+        raise ParameterError(f"segment.name={params.segment.name} is register.name, too: what classifies and what "
+                             "outlines are two registered models, give them two names")  # fmt: skip
 
 
 def champion(name: str) -> ModelVersion | None:
