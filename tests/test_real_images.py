@@ -5,6 +5,7 @@ import re
 import resource
 import shutil
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -29,16 +30,28 @@ def busi(tmp_path_factory):
     if not ARCHIVE.is_file():
         pytest.skip("the BUSI archive is not here: set BUSI_ARCHIVE")
     folder = copy_project(tmp_path_factory.mktemp("busi"), {})
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    reading, before = seconds_to_read(ARCHIVE), resource.getrusage(resource.RUSAGE_CHILDREN)
     output = run_in(folder, "dvc", "repro", BUSI_ARCHIVE=str(ARCHIVE)).stdout
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return folder, output, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    after, reading = resource.getrusage(resource.RUSAGE_CHILDREN), (reading + seconds_to_read(ARCHIVE)) / 2
+    return folder, output, (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / reading
+
+
+def seconds_to_read(archive):
+    started = time.process_time()
+    with zipfile.ZipFile(archive) as files:
+        for name in files.namelist():
+            if name.endswith(".png"):
+                with files.open(name) as file:
+                    Image.open(file).load()
+    return time.process_time() - started
 
 
 def test_dvc_repro_verifies_and_prepares_all_of_busi(busi):
-    folder, output, seconds = busi
+    folder, output, times = busi
     assert "1578 files verified, 780 images (437 benign, 210 malignant, 133 normal)" in output
-    assert seconds < 240  # of a core: two minutes on two, whatever else they do
+    # Of one core, so many times what it takes to read the files: 44 where both cores of an AMD EPYC without AVX-512 are
+    # done in 109 s. Seconds would measure the processor, and what else it does.
+    assert times < 65
     data = prepared.read(folder / "build/prepared")
     assert data.images.shape == (780, 224, 224)
     assert (data.masks.any(axis=(1, 2)) == (data.samples["label"] != "normal")).all()

@@ -27,7 +27,7 @@ LEARNT = {
     "split": {"folds": 3, "test_share": 0.3},
     "preprocess": {"size": 224},
     "model": {"name": "tf_efficientnet_lite0", "weights": "packaged", "head_width": 64},
-    "train": {"epochs": 8, "batch_size": 16, "learning_rate": 0.001, "ema": 0.9, "segmentation_weight": 1},
+    "train": {"epochs": 16, "batch_size": 16, "learning_rate": 0.001, "ema": 0.9, "segmentation_weight": 3},
     "evaluate": {"gallery": 4, "resamples": 500},
 }
 

@@ -176,7 +176,8 @@ def test_of_fifty_promotions_at_once_the_best_eligible_version_is_champion_and_n
         candidate(name, answers(share, 0), {"ece": 0.9} if number in ineligible else {})
     numbers = list(range(1, 51))
     rng.shuffle(numbers)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # the imports take longer than the decisions
     processes = [context.Process(target=several, args=(store, name, numbers[part::6])) for part in range(6)]
     for process in processes:
         process.start()

@@ -21,11 +21,9 @@ from ultrasound.images import matching
 from ultrasound.images.matching import Match, Signature
 from ultrasound.images.overlay import marks
 from ultrasound.images.preparation import open_image
-from ultrasound.images.sources import phantom
 
 IDENTICAL, COPY, SAME_VIEW = "identical", "copy", "same view"  # pixel for pixel; the same speckle; another frame
 SPECKLE = 0.85  # correlation of the finest structures from which two images are copies of one frame
-FOREIGN = 36  # phantoms that lend their keypoints as visual words
 LARGEST = 20  # pairs of the same view do not join groups beyond so many images
 T = TypeVar("T")
 TYPES = {"first": str, "second": str, "method": str, "inliers": int, "overlap": float, "correlation": float,
@@ -52,10 +50,9 @@ def near_duplicates(catalog: pd.DataFrame, inliers: int, correlation: float) -> 
         InputError: a file is missing or damaged.
     """
     names, files = catalog["image_id"].tolist(), catalog["image"].tolist()
-    with ProcessPoolExecutor(os.cpu_count(), initializer=_compute_alike) as pool:
-        words = matching.vocabulary(pool.map(_foreign_signature, range(FOREIGN)))
+    with ProcessPoolExecutor(os.cpu_count(), initializer=compute_alike) as pool:
         signatures = _watched(pool.map(_signature, files, chunksize=8), "describe", len(files))
-    proposed = matching.candidates(signatures, words)
+    proposed = matching.candidates(signatures)
 
     with ProcessPoolExecutor(os.cpu_count(), initializer=_keep, initargs=(signatures,)) as pool:
         jobs = ((*pair, inliers) for pair in proposed)
@@ -106,12 +103,6 @@ def _joined(pairs: pd.DataFrame) -> list[bool]:
     return joined
 
 
-def _foreign_signature(number: int) -> Signature:
-    label, index = phantom.CLASSES[number % len(phantom.CLASSES)], number // len(phantom.CLASSES) + 1
-    grey = np.asarray(phantom.phantom(label, index, 0)[0])
-    return matching.signature(grey, np.zeros(grey.shape, bool))
-
-
 def _signature(file: str) -> Signature:
     grey = np.asarray(open_image(Path(file), file).convert("L"))
     return matching.signature(grey, marks(grey))
@@ -120,8 +111,9 @@ def _signature(file: str) -> Signature:
 _kept: Sequence[Signature] = ()  # in a worker: sent once, as every image is compared many times
 
 
-def _compute_alike() -> None:
-    # OpenCV rounds otherwise with AVX2 than with AVX-512, enough to find another pair among BUSI and to divide the
+def compute_alike() -> None:
+    """Let OpenCV compute in this process as it does on other machines."""
+    # It rounds otherwise with AVX2 than with AVX-512, enough to find another pair among BUSI and to divide the
     # folds anew. Without its code for single processors, those of one kind find the same, in hardly more time.
     cv2.setUseOptimized(False)
 
@@ -129,7 +121,7 @@ def _compute_alike() -> None:
 def _keep(signatures: Sequence[Signature]) -> None:
     global _kept
     _kept = signatures
-    _compute_alike()
+    compute_alike()
     threadpool_limits(1)  # there is a process a core already
 
 
