@@ -222,7 +222,7 @@ def _mirrored(image: Signature) -> Signature:
 
 def _root(descriptors: Grey) -> NDArray[np.int16]:
     sums = np.maximum(descriptors.sum(axis=1, keepdims=True, dtype=np.float32), 1)
-    return np.rint(ONE * np.sqrt(descriptors / sums)).astype(np.int16)
+    return np.asarray(np.rint(ONE * np.sqrt(descriptors / sums)), np.int16)
 
 
 def _nearest(descriptors: NDArray[np.int16], words: Floats) -> NDArray[np.int64]:
