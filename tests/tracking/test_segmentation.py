@@ -193,6 +193,8 @@ def test_a_segmenter_is_evaluated_and_registered_by_its_run_and_not_twice(segmen
     before = len(client(folder).search_runs(["0"], scored))
     said = ultrasound(folder, "register", f"--register.run={run.info.run_id}").stdout
     assert f"{NAME} version 1 from" in said and "It was champion before." in said
+    (registered, *_) = client(folder).search_runs(["0"], "tags.verb = 'register'")
+    assert registered.data.params["evaluate.resamples"] == "2000"  # of the intervals, as params.yaml has it
     (evaluation, *others) = client(folder).search_runs(["0"], scored)  # the newest first
     assert len(others) + 1 == before
     for each in (evaluation, *others):  # as of a version of this project that wrote no card

@@ -47,7 +47,8 @@ def run(params: Params, rollback: bool = False) -> None:
 
 def offer_segmenter(run_id: str, params: Params, data: Prepared) -> None:
     """Register a segmenter as `segment.name`, judge, move the alias; print scores and verdict."""
-    found, values = store.get(run_id), flatten(params, ("segment",))
+    found = store.get(run_id)
+    values = flatten(params, ("segment",)) | {"evaluate.resamples": params.evaluate.resamples}
     with runs.run("register", f"register-{found.info.run_name}", values, provenance.tags(data)):
         offered = outline_offering.offer(found, params, data, catalog.read(CATALOG))
     print(f"locked test set:\n{outlines.as_text(offered.evaluation.scores)}")
