@@ -103,7 +103,7 @@ def test_the_hottest_place_lies_in_the_lesion_and_with_random_weights_it_does_no
         return agreement.agreement(maps, heat.enlarged(maps, 224), data.masks[rows]).peak
 
     found = peaks(network)
-    assert found.mean() >= 0.7
+    assert found.mean() >= 0.7  # 0.89 and, with another seed, 0.94 on a processor without AVX-512
     tested = found[data.samples["split"].to_numpy()[rows] == "test"]
     assert tested.mean() == pytest.approx(run.data.metrics["test/peak_in_lesion_all"], abs=1.5 / len(tested))
     for seed in range(3):

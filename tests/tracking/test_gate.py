@@ -166,7 +166,7 @@ def champion(name):
     return aliases(name)["champion"]
 
 
-def test_of_fifty_promotions_at_once_the_best_eligible_version_is_champion_and_none_is_lost(store: Path):
+def test_of_fifty_promotions_at_once_the_best_eligible_version_is_champion_and_none_is_lost(store: Path, monkeypatch):
     name, rng = named("at-once"), random.Random(0)
     shares = [0.4 + 0.01 * n for n in range(50)]
     rng.shuffle(shares)
@@ -176,8 +176,9 @@ def test_of_fifty_promotions_at_once_the_best_eligible_version_is_champion_and_n
         candidate(name, answers(share, 0), {"ece": 0.9} if number in ineligible else {})
     numbers = list(range(1, 51))
     rng.shuffle(numbers)
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")  # no thread of its own where processes fork
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # the imports take longer than the decisions
+    context.set_forkserver_preload(["ultrasound.tracking.offering"])  # its imports take longer than the decisions
     processes = [context.Process(target=several, args=(store, name, numbers[part::6])) for part in range(6)]
     for process in processes:
         process.start()

@@ -113,8 +113,8 @@ _kept: Sequence[Signature] = ()  # in a worker: sent once, as every image is com
 
 def compute_alike() -> None:
     """Let OpenCV compute in this process as it does on other machines."""
-    # It rounds otherwise with AVX2 than with AVX-512, enough to find another pair among BUSI and to divide the
-    # folds anew. Without its code for single processors, those of one kind find the same, in hardly more time.
+    # It rounds otherwise with AVX2 than with AVX-512, enough to divide the folds of BUSI anew; without its code for
+    # single processors all of x86 find the same, in hardly more time.
     cv2.setUseOptimized(False)
 
 

@@ -8,8 +8,9 @@
 3. `compare`: RANSAC finds shift and scale under which keypoints agree, ECC (Evangelidis and Psarakis, IEEE PAMI
    30:1858-1865, 2008) refines it, and the correlation of the tissue where both images have some is the evidence.
 
-Processors add in different orders. So that all find the same, descriptors are whole numbers, whose sums are exact, and
-what is summed besides is so in double precision.
+Processors add in different orders. So that all find the same, descriptors are whole numbers, whose sums are exact; what
+numpy sums besides is in double precision, where another order changes nothing that is kept; OpenCV's own sums have one
+order where its code for single processors is off, as `duplicates` has it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ STRETCH = 1.35  # most that one axis may be scaled more than the other
 CLEAR, VIEW_SCALES, TILT, VIEW_OVERLAP = 0.6, (0.88, 1.14), 0.06, 0.5
 DARK = 6  # grey values up to this tell nothing of tissue
 FINE, COARSE = (0.8, 3.0), (2.0, 8.0)  # pass bands, sigma in pixels: speckle; tissue and lesion
-ONE = 4080  # length of a descriptor: the products of two add up to no more than float32 holds exactly, 2**24
+ONE = 4080  # length of a descriptor; even lengthened by rounding, products of two add up to less than 2**24
 # A SIFT descriptor is 4 rows x 4 columns x 8 directions; a mirror turns columns around and directions over.
 MIRROR = np.arange(128).reshape(4, 4, 8)[:, ::-1, (4 - np.arange(8)) % 8].ravel()
 
@@ -116,7 +117,6 @@ def keypoints(image: Grey, clean: NDArray[np.bool_]) -> tuple[Sequence[cv2.KeyPo
     return points, np.zeros((0, 128), np.uint8) if descriptors is None else descriptors.astype(np.uint8)
 
 
-@functools.cache
 def vocabulary() -> Floats:
     """Visual words: (4096, 128), of length `ONE`.
 
@@ -132,7 +132,8 @@ def vocabulary() -> Floats:
 def candidates(signatures: Sequence[Signature]) -> list[tuple[int, int, bool]]:
     """Pairs worth a comparison: (first, second, mirrored), sorted, first < second.
 
-    Cost per image does not grow with their number, but for the look-up among sparse vectors.
+    Cost per image does not grow with their number, but for the look-up among sparse vectors, and where more than
+    `NEIGHBOURS` images have the very same words. Images that share no word are no candidates.
     """
     words = vocabulary()
     counts = [len(signature.descriptors) for signature in signatures]
@@ -143,9 +144,9 @@ def candidates(signatures: Sequence[Signature]) -> list[tuple[int, int, bool]]:
     bags, mirrored = (
         # The square root keeps a word that stands there often from outweighing the others.
         normalize(csr_array(
-            (np.ones(len(image)), (image, _nearest(which, words))), shape=(len(signatures), len(words))
+            (np.ones(len(image)), (image, _nearest(descriptors, which))), shape=(len(signatures), len(words))
         ).sqrt())
-        for which in (descriptors, descriptors[:, MIRROR])
+        for which in (words, words[:, MIRROR])  # which is as if the images were
     )  # fmt: skip
     found = {
         (min(one, other), max(one, other), flipped)
@@ -158,9 +159,9 @@ def candidates(signatures: Sequence[Signature]) -> list[tuple[int, int, bool]]:
 
 def _neighbours(query: csr_array, bags: csr_array) -> Iterator[tuple[int, int]]:
     """Each row of `query` with the `NEIGHBOURS` of `bags` of the greatest cosine, itself besides, and their equals."""
-    count = min(NEIGHBOURS + 1, bags.shape[0])
+    count, turned = min(NEIGHBOURS + 1, bags.shape[0]), bags.T.tocsr()
     for start in range(0, query.shape[0], 1024):
-        alike = (query[start : start + 1024] @ bags.T).toarray()
+        alike = (query[start : start + 1024] @ turned).toarray()
         # Which of equals a sort puts first differs between processors.
         least = np.partition(alike, -count, axis=1)[:, -count, None]
         for one, other in np.argwhere((alike >= least) & (alike > 0)).tolist():
@@ -201,9 +202,11 @@ class _Bands:
 
 def _matches(one: _Bands, other: _Bands, here: Places, there: Places, inliers: int) -> Iterator[Match]:
     """Evidence under each plausible alignment of `one` with `other`."""
-    (*_, grey, tissue), (*_, target, target_tissue) = one.image, other.image
+    grey, target = one.image.grey, other.image.grey
     for alignment in _alignments(here, there):
-        refined, correlation, shared = _refine(alignment, one.coarse, other.coarse, tissue, target_tissue)
+        refined, correlation, shared = _refine(
+            alignment, one.coarse, other.coarse, one.image.tissue, other.image.tissue
+        )
         scale = np.sqrt(abs(np.linalg.det(refined[:, :2])))
         covered = _warp(np.ones(grey.shape, np.float32), refined, target.shape).sum(dtype=np.float64)
         overlap = min(1.0, float(covered / min(grey.size * scale**2, target.size)))
@@ -244,10 +247,10 @@ def _correspondences(one: Signature, other: Signature) -> tuple[Places, Places]:
     rows, nearest, back = np.arange(len(alike)), alike.argmax(axis=1), alike.argmax(axis=0)
     mutual = rows[back[nearest] == rows]
     pairs = mutual, nearest[mutual]
-    distance = 2 - 2 / ONE**2 * alike[pairs].astype(np.float64)  # squared, of vectors of length 1
+    apart = np.maximum(ONE**2 - alike[pairs], 0)  # half of the squared distance, were it not for the rounding
     alike[pairs] = -1
-    next_alike = np.minimum(alike[pairs[0]].max(axis=1), alike[:, pairs[1]].max(axis=0))
-    clear = (distance < 0.81 * (2 - 2 / ONE**2 * next_alike.astype(np.float64))) & (distance < 0.5)
+    next_apart = np.maximum(ONE**2 - np.minimum(alike[pairs[0]].max(axis=1), alike[:, pairs[1]].max(axis=0)), 0)
+    clear = (apart < 0.81 * next_apart) & (apart < ONE**2 / 4)
     return one.points[pairs[0][clear]].astype(np.float64), other.points[pairs[1][clear]].astype(np.float64)
 
 
