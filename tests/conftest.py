@@ -41,9 +41,10 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 LONG = (  # files of minutes, the longest first
-    "test_demo.py", "test_kills.py", "test_tune.py", "test_workflow.py", "test_team.py", "test_segmentation.py",
-    "test_real_images.py", "test_workers.py", "test_compare.py", "test_split.py", "test_interface.py",
-    "test_duplicates.py", "test_recipes.py",
+    "test_demo.py", "test_segmentation.py", "test_workflow.py", "test_evaluating.py", "test_kills.py", "test_tune.py",
+    "test_real_images.py", "test_team.py", "test_server.py", "test_page.py", "test_duplicates.py", "test_workers.py",
+    "test_leakage.py", "test_interface.py", "test_compare.py", "test_recipes.py", "test_predictions.py", "test_gate.py",
+    "test_split.py",
 )  # fmt: skip
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.metrics import f1_score
 
 from tests.app.test_page import SCREENSHOTS, showing
-from tests.conftest import PROJECT, renewed_results, run_in, ultrasound
+from tests.conftest import PROJECT, SMALL, renewed_results, run_in, ultrasound
 from tests.guarded_server import free_port, guarded
 from tests.stock_server import ask, images, serving
 from tests.tracking.test_workflow import as_options, client, mlflow_run, runs
@@ -194,7 +194,7 @@ def test_a_segmenter_is_evaluated_and_registered_by_its_run_and_not_twice(segmen
     said = ultrasound(folder, "register", f"--register.run={run.info.run_id}").stdout
     assert f"{NAME} version 1 from" in said and "It was champion before." in said
     (registered, *_) = client(folder).search_runs(["0"], "tags.verb = 'register'")
-    assert registered.data.params["evaluate.resamples"] == "2000"  # of the intervals, as params.yaml has it
+    assert registered.data.params["evaluate.resamples"] == str(SMALL["evaluate"]["resamples"])
     (evaluation, *others) = client(folder).search_runs(["0"], scored)  # the newest first
     assert len(others) + 1 == before
     for each in (evaluation, *others):  # as of a version of this project that wrote no card
