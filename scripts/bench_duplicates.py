@@ -31,7 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ultrasound import params
 from ultrasound.errors import InputError
-from ultrasound.images import catalog, duplicates, matching, splitting
+from ultrasound.images import catalog, duplicates, keypoints, splitting
 from ultrasound.images.preparation import pixel_hash
 from ultrasound.images.sources import phantom
 
@@ -177,7 +177,7 @@ def report(images: pd.DataFrame, scores: pd.DataFrame) -> str:
 def measure(table: pd.DataFrame) -> tuple[dict[str, float], pd.DataFrame]:
     """Search and split a catalogue: wall seconds by stage, CPU seconds and memory of the whole; and the pairs."""
     settings, laps = params.load().split, [_clock()]
-    search = matching.candidates
+    search = keypoints.candidates
 
     def candidates(*given: Any) -> Any:  # what is before it describes the images, what is after it compares
         laps.append(_clock())
@@ -185,7 +185,7 @@ def measure(table: pd.DataFrame) -> tuple[dict[str, float], pd.DataFrame]:
         laps.append(_clock())
         return found
 
-    with mock.patch.object(matching, "candidates", candidates):
+    with mock.patch.object(keypoints, "candidates", candidates):
         pairs = duplicates.near_duplicates(table, settings.inliers, settings.correlation)
     laps.append(_clock())
     groups = duplicates.groups(table["image_id"].tolist(), pairs)

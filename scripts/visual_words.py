@@ -12,8 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from ultrasound.images import duplicates, matching
-from ultrasound.images.matching import Grey
+from ultrasound.images import duplicates, keypoints
+from ultrasound.images.keypoints import Grey
 from ultrasound.images.sources import phantom
 
 PHANTOMS, COUNT = 36, 4096
@@ -23,8 +23,8 @@ def main() -> None:
     """Write the file."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     words = drawn()
-    np.savez_compressed(matching.WORDS, words=words)
-    print(f"{matching.WORDS}: {len(words)} words of {PHANTOMS} phantoms")
+    np.savez_compressed(keypoints.WORDS, words=words)
+    print(f"{keypoints.WORDS}: {len(words)} words of {PHANTOMS} phantoms")
 
 
 def drawn() -> Grey:
@@ -37,8 +37,8 @@ def drawn() -> Grey:
 def _descriptors(number: int) -> Grey:
     label, index = phantom.CLASSES[number % len(phantom.CLASSES)], number // len(phantom.CLASSES) + 1
     grey = np.asarray(phantom.phantom(label, index, 0)[0])
-    image, clean = matching.reduced(grey, np.zeros(grey.shape, bool))
-    return matching.keypoints(image, clean)[1]
+    image, clean = keypoints.reduced(grey, np.zeros(grey.shape, bool))
+    return keypoints.described(image, clean)[1]
 
 
 if __name__ == "__main__":

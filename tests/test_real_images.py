@@ -49,8 +49,8 @@ def seconds_to_read(archive):
 def test_dvc_repro_verifies_and_prepares_all_of_busi(busi):
     folder, output, times = busi
     assert "1578 files verified, 780 images (437 benign, 210 malignant, 133 normal)" in output
-    # Of one core, so many times what it takes to read the files: about 40 on an AMD EPYC without AVX-512. Seconds would
-    # measure the processor, and what else it does.
+    # Of one core, so many times what it takes to read the files: 46 on an AMD EPYC without AVX-512, beside other tests.
+    # Seconds would measure the processor, and what else it does.
     assert times < 100
     data = prepared.read(folder / "build/prepared")
     assert data.images.shape == (780, 224, 224)

@@ -10,8 +10,8 @@ from PIL import Image
 from scripts import visual_words
 from scripts.bench_duplicates import compress, lettering
 from ultrasound import params
-from ultrasound.images import matching
-from ultrasound.images.matching import KEYPOINTS, MIRROR, ONE, SIDE
+from ultrasound.images import keypoints, matching
+from ultrasound.images.keypoints import KEYPOINTS, MIRROR, ONE, SIDE
 from ultrasound.images.overlay import marks
 from ultrasound.images.sources import phantom
 
@@ -24,7 +24,7 @@ def scan(label="benign", index=1):
 
 
 def describe(grey):
-    return matching.signature(np.ascontiguousarray(grey), marks(np.ascontiguousarray(grey)))
+    return keypoints.signature(np.ascontiguousarray(grey), marks(np.ascontiguousarray(grey)))
 
 
 @functools.cache
@@ -66,15 +66,15 @@ def test_an_image_that_shows_next_to_nothing_is_described_and_compared(grey):
         assert not is_pair(compare(one, other, mirrored=mirrored))
         assert not is_pair(compare(other, one, mirrored=mirrored))
     compare(one, one)
-    assert set(matching.candidates([one, other, one])) <= {(a, b, m) for a in (0, 1) for b in (1, 2) for m in (0, 1)}
+    assert set(keypoints.candidates([one, other, one])) <= {(a, b, m) for a in (0, 1) for b in (1, 2) for m in (0, 1)}
 
 
 def test_images_without_any_keypoint_have_no_candidates():
     blank = describe(np.zeros((200, 300), np.uint8))
     assert len(blank.points) == 0 and not blank.tissue.any()
-    assert matching.candidates([blank, blank]) == []
+    assert keypoints.candidates([blank, blank]) == []
     assert compare(blank, blank) is None
-    assert matching.candidates([described("benign", 1)]) == []
+    assert keypoints.candidates([described("benign", 1)]) == []
 
 
 @pytest.mark.parametrize(("few", "others"), [(0, 1), (1, 1), (2, 1), (5, 0)])
@@ -83,7 +83,7 @@ def test_a_handful_of_keypoints_is_no_obstacle(few, others):
     for count in (few, others):
         whole = described("benign", 1)
         signatures.append(whole._replace(points=whole.points[:count], descriptors=whole.descriptors[:count]))
-    assert set(matching.candidates(signatures)) <= {(0, 1, False), (0, 1, True)}
+    assert set(keypoints.candidates(signatures)) <= {(0, 1, False), (0, 1, True)}
     assert compare(*signatures) is None
 
 
@@ -205,7 +205,7 @@ def test_scans_that_share_lettering_alone_are_no_pair(recognised):
         image = np.asarray(lettering(Image.fromarray(scan(label, 5)[:320, :380]), None))
         covered = marks(image)
         assert covered.mean() > 0.03
-        signatures.append(matching.signature(image, covered if recognised else np.zeros_like(covered)))
+        signatures.append(keypoints.signature(image, covered if recognised else np.zeros_like(covered)))
     for first, one in enumerate(signatures):
         for other in signatures[:first]:
             assert not is_pair(compare(one, other))
@@ -223,12 +223,12 @@ def test_a_gain_that_burns_out_the_scan_leaves_it_found():
 
 
 def test_the_words_are_descriptors_of_phantoms():
-    words = matching.vocabulary()
+    words = keypoints.vocabulary()
     assert words.shape == (visual_words.COUNT, 128)
     np.testing.assert_allclose(np.linalg.norm(words, axis=1), ONE, rtol=2e-3)
 
     def known(descriptors):  # up to what another processor draws otherwise
-        return ((matching._root(descriptors).astype(np.float32) @ words.T).max(axis=1) > 0.995 * ONE**2).mean()
+        return ((keypoints.root(descriptors).astype(np.float32) @ words.T).max(axis=1) > 0.995 * ONE**2).mean()
 
     cv2.setUseOptimized(False)  # as they were drawn
     try:
@@ -257,31 +257,31 @@ def test_keypoints_that_stand_twice_in_both_images_correspond_to_none():
 
 
 def test_equally_near_images_are_all_candidates(monkeypatch):
-    monkeypatch.setattr(matching, "NEIGHBOURS", 1)
+    monkeypatch.setattr(keypoints, "NEIGHBOURS", 1)
     one, other = described("benign", 1), described("malignant", 2)
-    found = matching.candidates([one, other, other, other, other])
+    found = keypoints.candidates([one, other, other, other, other])
     assert {(1, 2, False), (1, 4, False), (3, 4, False)} <= set(found)  # of four, the last two are not the first found
 
 
 def test_images_that_share_no_word_are_no_candidates(monkeypatch):
-    monkeypatch.setattr(matching, "vocabulary", lambda: np.eye(128, dtype=np.float32))
+    monkeypatch.setattr(keypoints, "vocabulary", lambda: np.eye(128, dtype=np.float32))
     blank = described("benign", 1)._replace(points=np.ones((1, 3), np.float32))
     images = [blank._replace(descriptors=ONE * np.eye(128, dtype=np.int16)[[number]]) for number in (0, 0, 60)]
-    monkeypatch.setattr(matching, "VOTES", 1)
-    assert {pair[:2] for pair in matching.candidates(images)} == {(0, 1)}
+    monkeypatch.setattr(keypoints, "VOTES", 1)
+    assert {pair[:2] for pair in keypoints.candidates(images)} == {(0, 1)}
 
 
 def test_copies_are_among_the_candidates_both_ways_around():
     scans = [scan("normal", index) for index in (1, 2, 3)]
     turned = [grey[:, 20:][:, ::-1] for grey in scans]
     signatures = [describe(grey) for grey in [*scans, *turned]]
-    found = matching.candidates(signatures)
+    found = keypoints.candidates(signatures)
     assert {(0, 3, True), (1, 4, True), (2, 5, True)} <= set(found)
     assert found == sorted(found) and all(first < second for first, second, _ in found)
 
 
 def test_each_image_has_few_candidates_however_many_there_are(monkeypatch):
-    monkeypatch.setattr(matching, "NEIGHBOURS", 2)
+    monkeypatch.setattr(keypoints, "NEIGHBOURS", 2)
     signatures = [described(label, index) for label in phantom.CLASSES for index in range(1, 9)]
-    found = matching.candidates(signatures)
+    found = keypoints.candidates(signatures)
     assert 0 < len(found) <= 2 * 3 * len(signatures)  # 2 and, of the mirrored, 3 as none is the image itself

@@ -17,8 +17,9 @@ from scipy.cluster.hierarchy import DisjointSet
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ultrasound.images import matching
-from ultrasound.images.matching import Match, Signature
+from ultrasound.images import keypoints, matching
+from ultrasound.images.keypoints import Signature
+from ultrasound.images.matching import Match
 from ultrasound.images.overlay import marks
 from ultrasound.images.preparation import open_image
 
@@ -52,7 +53,7 @@ def near_duplicates(catalog: pd.DataFrame, inliers: int, correlation: float) -> 
     names, files = catalog["image_id"].tolist(), catalog["image"].tolist()
     with ProcessPoolExecutor(os.cpu_count(), initializer=compute_alike) as pool:
         signatures = _watched(pool.map(_signature, files, chunksize=8), "describe", len(files))
-    proposed = matching.candidates(signatures)
+    proposed = keypoints.candidates(signatures)
 
     with ProcessPoolExecutor(os.cpu_count(), initializer=_keep, initargs=(signatures,)) as pool:
         jobs = ((*pair, inliers) for pair in proposed)
@@ -105,7 +106,7 @@ def _joined(pairs: pd.DataFrame) -> list[bool]:
 
 def _signature(file: str) -> Signature:
     grey = np.asarray(open_image(Path(file), file).convert("L"))
-    return matching.signature(grey, marks(grey))
+    return keypoints.signature(grey, marks(grey))
 
 
 _kept: Sequence[Signature] = ()  # in a worker: sent once, as every image is compared many times
