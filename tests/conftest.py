@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.001, "freeze": 0, "ema": 0, "choose": "best"},
     "segment": {"recipe": {}},
     "tune": {"trials": 2, "startup_trials": 1},
-    "evaluate": {"resamples": 200, "gallery": 3},
+    "evaluate": {"resamples": 200, "gallery": 3, "explain": False},
     "register": {"min_sensitivity": 0, "max_ece": 1, "margin": 1},  # what two epochs give is no champion otherwise
 }
 
@@ -85,11 +84,32 @@ def copy_project(folder: Path, parameters: dict[str, dict[str, Any]]) -> Path:
     return folder
 
 
-def run_in(folder: Path, *command: str, expect: int | None = 0, timeout: float = 1500, **extra: str) -> Any:
-    """Run a command in `folder`; unless `expect` is None its exit code must be that."""
-    result = subprocess.run(
-        command, cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=timeout, check=False
-    )
+def run_in(
+    folder: Path, *command: str, expect: int | None = 0, timeout: float = 1500, new: bool = False, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in `folder`; unless `expect` is None its exit code must be that.
+
+    Args:
+        folder: where it runs.
+        command: `python -m MODULE ...`, `python SCRIPT ...` and `mlflow ...` come out of a server of tests/forked.py,
+            other programs are new processes.
+        expect: its exit code.
+        timeout: seconds.
+        new: a new process for every program, as for what is read at an import.
+        extra: variables of its environment.
+    """
+    if new or not _is_forked(command):
+        result = subprocess.run(
+            command, cwd=folder, env=environment(**extra), capture_output=True, text=True, timeout=timeout, check=False
+        )
+    else:
+        process = start_in(folder, *command, **extra)
+        try:
+            output, errors = process.communicate(timeout)
+        except BaseException:
+            process.kill()
+            raise
+        result = subprocess.CompletedProcess(command, process.wait(), output, errors)
     if expect is not None:
         assert result.returncode == expect, (
             f"{command} ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
@@ -97,28 +117,14 @@ def run_in(folder: Path, *command: str, expect: int | None = 0, timeout: float =
     return result
 
 
-def ultrasound(folder: Path, *arguments: str, expect: int | None = 0, timeout: float = 1500, **extra: str) -> Any:
-    """Run `python -m ultrasound ...` in `folder`, as `run_in` would; where nothing is `extra`, from a server's fork."""
-    command = [sys.executable, "-m", "ultrasound", *arguments]
-    if extra:  # which may be for the imports
-        return run_in(folder, *command, expect=expect, timeout=timeout, **extra)
-    with tempfile.TemporaryDirectory() as place:
-        output, errors = Path(place, "output"), Path(place, "errors")
-        output.touch()
-        errors.touch()
-        server = _server()
-        try:
-            server.start(folder, list(arguments), environment(), output, errors)
-            code = server.exit_code(timeout)
-        except BaseException as error:  # a server that was left in the middle is of no more use
-            _server.cache_clear()
-            server.close()
-            error.add_note(f"{command} in {folder}: {errors.read_text()}")
-            raise
-        result = subprocess.CompletedProcess(command, code, output.read_text(), errors.read_text())
-    if expect is not None:
-        assert result.returncode == expect, f"{command} ended with {code}\n{result.stdout}\n{result.stderr}"
-    return result
+def start_in(folder: Path, *command: str, **extra: str) -> forked.Process:
+    """Begin a command in `folder`, with variables of its environment, out of the server of tests/forked.py."""
+    return _server().start(folder, list(command), environment(**extra))
+
+
+def ultrasound(folder: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `python -m ultrasound ...` in `folder`, as `run_in` would."""
+    return run_in(folder, sys.executable, "-m", "ultrasound", *arguments, **options)
 
 
 @contextlib.contextmanager
@@ -131,6 +137,11 @@ def tracking_store(folder: Path) -> Iterator[None]:
         yield
     finally:
         mlflow.set_tracking_uri(None)
+
+
+def _is_forked(command: tuple[str, ...]) -> bool:
+    program, first = command[:2]
+    return program == "mlflow" or (program == sys.executable and (first == "-m" or first.endswith(".py")))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from tests.conftest import environment, ultrasound
+from tests.conftest import environment
 
 
 @contextlib.contextmanager
@@ -62,10 +62,14 @@ def ask(url, body):
 
 
 def assert_served_as_evaluated(project, run_id, folder, url):
-    """Every image of the test set: served probabilities = those of `evaluate`, to 1e-5; returns the table of these."""
-    ultrasound(project, "evaluate", "--evaluate.run", run_id)
+    """Every image of the test set: served probabilities = those of the evaluation of a run, to 1e-5.
+
+    Returns:
+        The table of the evaluation.
+    """
     client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
-    run = client.search_runs(["0"], "tags.verb = 'evaluate'", order_by=["attributes.start_time DESC"], max_results=1)[0]
+    of_model = f"tags.evaluated_model = '{client.get_run(run_id).data.tags['model_uri']}'"
+    run = client.search_runs(["0"], f"tags.verb = 'evaluate' AND {of_model}", max_results=1)[0]
     table = pd.read_csv(client.download_artifacts(run.info.run_id, "tables/predictions_test.csv"))
     files = [(folder / f"{name}.png").read_bytes() for name in table["image_id"]]
     answers = []

@@ -14,8 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests import forked
-from tests.conftest import environment, run_in, ultrasound
+from tests.conftest import environment, start_in, ultrasound
 from tests.tracking.test_workflow import as_options, client, mlflow_run, runs
 from ultrasound.learning import backbone
 
@@ -51,33 +50,29 @@ def saved_epoch(project, run_id):
 
 
 def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path):
-    ultrasound(other, "train", *as_options(LONG))
+    options = as_options(LONG)
+    ultrasound(other, "train", *options)
     undisturbed = runs(other, "train")[0]
-    log = other / "build/killed.log"
     random.seed(0)
     lost, saved, run = [], 0, undisturbed
-    with contextlib.closing(forked.Server(environment())) as server:
-
-        def start():
-            return server.start(other, ["train", *as_options(LONG)], environment(), log, log)
-
-        for kill in range(KILLS):
-            pid = start()
-            if kill:  # anywhere: before the first step, in an epoch, while a checkpoint is written
-                wanted = saved + random.randint(0, 2)
-                while newest(other, run.info.run_id) < wanted:
-                    time.sleep(0.01)
-            while len(runs(other, "train")) < 2:  # until there is a run to be killed
-                time.sleep(0.1)
-            time.sleep(random.uniform(0, 0.2) if kill else 1)
-            os.kill(pid, signal.SIGKILL)
-            assert server.exit_code(600) == -signal.SIGKILL
-            run = runs(other, "train")[1]
-            logged = max(losses(other, run, "train/loss")[0], default=0)
-            saved = saved_epoch(other, run.info.run_id)
-            lost.append(logged - saved)
-        start()
-        assert server.exit_code(600) == 0, log.read_text()[-3000:]
+    for kill in range(KILLS):
+        process = start_in(other, sys.executable, "-m", "ultrasound", "train", *options)
+        if kill:  # anywhere: before the first step, in an epoch, while a checkpoint is written
+            wanted = saved + random.randint(0, 2)
+            while newest(other, run.info.run_id) < wanted:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.01)
+        while len(runs(other, "train")) < 2:  # until there is a run to be killed
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        time.sleep(random.uniform(0, 0.2) if kill else 1)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        run = runs(other, "train")[1]
+        logged = max(losses(other, run, "train/loss")[0], default=0)
+        saved = saved_epoch(other, run.info.run_id)
+        lost.append(logged - saved)
+    ultrasound(other, "train", *options)
     assert max(lost) <= 1, lost
     assert len(runs(other, "train")) == 2  # one run, however often it was killed
     killed = runs(other, "train")[1]
@@ -93,12 +88,11 @@ def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path)
     assert not client(other).search_runs(["0"], "attributes.status = 'RUNNING'")
 
 
-def started(project, *command, name="train"):
+def started(project, *arguments):
     """Start a training in the background and wait until it has saved an epoch."""
+    name = arguments[0]
     before = {run.info.run_id for run in runs(project, name)}
-    process = subprocess.Popen(
-        command, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start_in(project, sys.executable, "-m", "ultrasound", *arguments)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         for run in runs(project, name):
@@ -116,7 +110,7 @@ def started(project, *command, name="train"):
 )
 def test_a_stopped_training_closes_its_run_and_the_same_command_continues_it(other: Path, number, code, word):
     options = as_options((*SLOW, f"train.seed={code}"))
-    process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *options)
+    process, run_id = started(other, "train", *options)
     process.send_signal(number)
     time.sleep(0.2)
     process.terminate()  # as `mlflow run` does on Ctrl-C; it must not disturb the end
@@ -139,7 +133,7 @@ def test_a_stopped_training_closes_its_run_and_the_same_command_continues_it(oth
 
 def test_mlflow_run_continues_the_run_that_was_killed_and_leaves_a_signpost(other: Path):
     options = (*SLOW, "train.seed=7")
-    process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *as_options(options))
+    process, run_id = started(other, "train", *as_options(options))
     process.kill()
     process.communicate()
     assert client(other).get_run(run_id).info.status == "RUNNING"  # nobody could tell
@@ -154,7 +148,7 @@ def test_mlflow_run_continues_the_run_that_was_killed_and_leaves_a_signpost(othe
 
 def test_a_signpost_whose_processes_were_killed_is_closed_at_the_next_start(other: Path):
     options = (*SLOW, "train.seed=14")
-    process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *as_options(options))
+    process, run_id = started(other, "train", *as_options(options))
     process.kill()
     process.communicate()
     before = {run.info.run_id for run in client(other).search_runs(["0"])}
@@ -181,10 +175,10 @@ def test_a_signpost_whose_processes_were_killed_is_closed_at_the_next_start(othe
 
 
 def test_dead_runs_are_closed_at_the_next_start_and_live_ones_are_not(other: Path):
-    process, dead = started(other, sys.executable, "-m", "ultrasound", "train", *as_options((*SLOW, "train.seed=8")))
+    process, dead = started(other, "train", *as_options((*SLOW, "train.seed=8")))
     process.kill()
     process.communicate()
-    alive, running = started(other, sys.executable, "-m", "ultrasound", "train", *as_options((*SLOW, "train.seed=9")))
+    alive, running = started(other, "train", *as_options((*SLOW, "train.seed=9")))
     try:
         closed = client(other).get_run(dead)
         assert closed.info.status == "KILLED"
@@ -213,7 +207,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_with_epoch_batch_and_rate(other
 
 def test_without_resume_a_killed_run_is_left_as_it_is(other: Path):
     options = as_options((*SLOW, "train.seed=10"))
-    process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *options)
+    process, run_id = started(other, "train", *options)
     process.kill()
     process.communicate()
     output = ultrasound(other, "train", *options, "--train.resume", "false").stdout
@@ -223,7 +217,7 @@ def test_without_resume_a_killed_run_is_left_as_it_is(other: Path):
 
 def test_folds_that_are_done_are_not_trained_again(other: Path):
     options = as_options(("train.epochs=12", "train.patience=12", "train.folds=all", "train.seed=11"))
-    process, parent = started(other, sys.executable, "-m", "ultrasound", "train", *options)
+    process, parent = started(other, "train", *options)
     deadline = time.monotonic() + 120
     while not list((other / "build/checkpoints" / parent / "fold-1").glob("e*.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -248,7 +242,7 @@ def test_folds_that_are_done_are_not_trained_again(other: Path):
 
 def test_a_segmenter_that_is_killed_between_folds_outlines_as_an_undisturbed_one(other: Path):
     options = as_options(("train.epochs=6", "train.folds=[0, 1]", "train.seed=13", "segment.width=16"))
-    process, parent = started(other, sys.executable, "-m", "ultrasound", "segment", *options, name="segment")
+    process, parent = started(other, "segment", *options)
     deadline = time.monotonic() + 120
     while not list((other / "build/checkpoints" / parent / "fold-1").glob("e*.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -278,7 +272,7 @@ def test_a_training_on_a_full_disk_fails_clearly_and_goes_on_when_there_is_room(
     checkpoints.symlink_to(small)
     try:
         before = len(runs(other, "train"))
-        process, run_id = started(other, sys.executable, "-m", "ultrasound", "train", *options)
+        process, run_id = started(other, "train", *options)
         filler = os.open(small / "filler", os.O_WRONLY | os.O_CREAT)
         with contextlib.suppress(OSError):
             while os.write(filler, bytes(4096)):  # until nothing is left for the next epoch
@@ -293,7 +287,7 @@ def test_a_training_on_a_full_disk_fails_clearly_and_goes_on_when_there_is_room(
         assert "No space left" in failed.data.tags["failure"]
         assert saved_epoch(other, run_id) >= 1
         (small / "filler").unlink()
-        run_in(other, sys.executable, "-m", "ultrasound", "train", *options)
+        ultrasound(other, "train", *options)
         assert client(other).get_run(run_id).info.status == "FINISHED"
         assert len(runs(other, "train")) == before + 1
     finally:

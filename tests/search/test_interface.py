@@ -39,8 +39,9 @@ def address(searched):
     log = searched / "build/ui.log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            command, cwd=searched, env=environment(), stdout=output, stderr=output, start_new_session=True
-        )
+            command, cwd=searched, env=environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"), stdout=output,
+            stderr=output, start_new_session=True,
+        )  # fmt: skip
     try:
         for _ in range(1200):
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):

@@ -17,7 +17,7 @@ import pytest
 from mlflow.server import get_app_client
 from optuna.trial import TrialState
 
-from tests.conftest import environment
+from tests.conftest import environment, start_in
 from tests.search import databases
 
 QUICK = ("--train.epochs", "1", "--tune.folds", "[0]", "--tune.repeats", "1", "--tune.startup_trials", "2",
@@ -38,7 +38,8 @@ def tracking_server(folder, database):
         "auth_cache_ttl_seconds = 60\n"
     )
     settings = {"MLFLOW_FLASK_SERVER_SECRET_KEY": "of-tests", "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
-                "MLFLOW_AUTH_CONFIG_PATH": str(folder / "users.ini")}  # fmt: skip
+                "MLFLOW_AUTH_CONFIG_PATH": str(folder / "users.ini"),
+                "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # fmt: skip
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
             ["mlflow", "server", "--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"),
@@ -86,12 +87,9 @@ def test_two_people_search_together_on_two_machines(team, monkeypatch):
         monkeypatch.setenv(name, value)
     get_app_client("basic-auth", server).create_user(*USER)
     started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "ultrasound", "tune", *QUICK], cwd=clone, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env=environment(**surroundings(server, storage, user)),
-        )
+        start_in(clone, sys.executable, "-m", "ultrasound", "tune", *QUICK, **surroundings(server, storage, user))
         for clone, user in zip(clones, (ADMIN, USER), strict=True)
-    ]  # fmt: skip
+    ]
     said = [process.communicate(timeout=600) for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert "of-tests" not in str(said)

@@ -1,7 +1,6 @@
 """`tune` through the command line: stopped and continued, joined, failing trials, and what is left at the end."""
 
 import signal
-import subprocess
 import sys
 import time
 
@@ -15,7 +14,7 @@ import yaml
 from optuna.trial import TrialState
 from safetensors.torch import save_file
 
-from tests.conftest import environment, renewed_results, ultrasound
+from tests.conftest import renewed_results, start_in, ultrasound
 from ultrasound.learning import backbone
 
 QUICK = ("--train.epochs", "1", "--tune.folds", "[0, 1]", "--tune.repeats", "1", "--tune.startup_trials", "2")
@@ -40,10 +39,7 @@ def children(folder, parent, verb):
 
 
 def start(folder, *options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "ultrasound", "tune", *QUICK, *options], cwd=folder, env=environment(),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return start_in(folder, sys.executable, "-m", "ultrasound", "tune", *QUICK, *options)
 
 
 def wait_for(condition, seconds=600):
@@ -63,7 +59,7 @@ def complete(folder, name):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_search_that_is_stopped_goes_on_in_the_same_run_and_loses_nothing(folder, number, code):
     name = f"stopped-{number.name}"
-    options = ("--tune.study", name, "--tune.trials", "4")
+    options = ("--tune.study", name, "--tune.trials", "4", "--tune.repeats", "0")
     first = start(folder, *options)
     wait_for(lambda: complete(folder, name) >= 1)
     first.send_signal(number)

@@ -1,8 +1,7 @@
 """Workers that share a study: exactly the trials that were asked for, whoever starts when and whoever dies."""
 
-import os
+import re
 import signal
-import subprocess
 import sys
 import time
 from datetime import datetime
@@ -12,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.conftest import PROJECT, environment, tracking_store
+from tests.conftest import PROJECT, start_in, tracking_store
 from tests.search import databases
 from ultrasound.params import load
 from ultrasound.search import study
@@ -30,13 +29,9 @@ def storage(request, tmp_path):
 
 def start(folder, storage, count, seconds, *machine):
     folder.mkdir(exist_ok=True)
-    path = os.pathsep.join((str(PROJECT / "src"), str(PROJECT)))
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.search.trivial", str(count), str(seconds), *machine],
-        cwd=folder,
-        env=environment(PYTHONPATH=path, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", TUNE_STORAGE=storage),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    store = f"sqlite:///{folder}/mlflow.db"
+    command = (sys.executable, "-m", "tests.search.trivial", str(count), str(seconds), *machine)
+    return start_in(folder, *command, MLFLOW_TRACKING_URI=store, TUNE_STORAGE=storage)
 
 
 def children(folder):
@@ -47,7 +42,7 @@ def children(folder):
 def test_four_that_start_at_once_on_an_empty_folder_run_a_hundred_trials_together(tmp_path, storage):
     folder = tmp_path / "project"
     started = [start(folder, storage, 100, 0.05) for _ in range(4)]
-    said = [process.communicate(timeout=600)[0] for process in started]
+    said = [process.communicate(600)[0] for process in started]
     assert [process.returncode for process in started] == [0] * 4, said
     roles = [words.splitlines() for words in said]
     first = [next(line for line in lines if line.startswith(("holder", "worker"))).split() for lines in roles]
@@ -71,14 +66,16 @@ def test_four_that_start_at_once_on_an_empty_folder_run_a_hundred_trials_togethe
 def test_the_trial_of_a_worker_that_dies_is_tried_again_and_its_run_closed(tmp_path, storage, number, machines):
     folder = tmp_path / "project"
     processes = [start(folder, storage, 12, 1.0, *machine) for machine in machines]
-    lines = iter(processes[1].stdout.readline, "")
-    mine = next(int(line.split()[1]) for line in lines if line.startswith("trial"))
+    while not (begun := re.findall(r"^trial (\d+)$", processes[1].output.read_text(), re.MULTILINE)):
+        assert processes[1].poll() is None, processes[1].communicate()
+        time.sleep(0.01)
+    mine = int(begun[0])
     time.sleep(0.3)
     processes[1].send_signal(number)
     processes[1].wait()
     died = datetime.now()
     for process in (processes[0], processes[2]):
-        assert process.wait(timeout=600) == 0, process.stdout.read()
+        assert process.wait(600) == 0, process.communicate()
     trials = optuna.load_study(study_name="breast-ultrasound", storage=storage).trials
     by_state = {state: [t for t in trials if t.state == state] for state in TrialState}
     assert len(by_state[TrialState.COMPLETE]) == 12

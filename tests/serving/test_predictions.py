@@ -11,7 +11,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.conftest import PROJECT, environment, run_in, ultrasound
+from tests.conftest import PROJECT, run_in, start_in, ultrasound
 from tests.dicoms import dicom
 from tests.guarded_server import guarded
 from ultrasound.commands import predict as command
@@ -372,10 +371,7 @@ def test_the_real_command_is_interrupted_killed_and_continued(served, scans, tmp
     (tmp_path / "reader").hardlink_to(out)  # as who has it open while it is replaced
 
     def stopped(number, lines):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "ultrasound", "predict", str(many), "--out", str(out)], cwd=served,
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        process = start_in(served, sys.executable, "-m", "ultrasound", "predict", str(many), "--out", str(out))
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > lines):
             time.sleep(0.005)
         process.send_signal(number)
