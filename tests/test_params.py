@@ -88,7 +88,11 @@ def test_command_line_help_and_errors(fresh: Path):
     assert "--train.learning_rate NUMBER" in train
     assert "peak learning rate" in " ".join(train.split())
     epochs = params.load(file=FILE).segment.recipe["train.epochs"]
-    assert f"[{epochs}, by segment.recipe]" in " ".join(ultrasound(PROJECT, "segment", "--help").stdout.split())
+    segment = ultrasound(PROJECT, "segment", "--help").stdout
+    assert f"[{epochs}, by segment.recipe]" in " ".join(segment.split())
+    for key, of_segment in (("model.dropout", False), ("train.empty_weight", True), ("train.epochs", True)):
+        assert (f"--{key} " in segment) == of_segment
+        assert (f"--{key} " in train) == (key != "train.empty_weight")  # which it would refuse
     unknown = ultrasound(fresh, "train", "--train.epochz", "3", expect=2)
     assert "--train.epochs" in unknown.stderr
     wrong = ultrasound(fresh, "train", "--train.epochs", "many", expect=2)

@@ -2,8 +2,8 @@
 
 A verb is a module of `ultrasound.commands` with a docstring (its help), `SECTIONS` (the parameters it reads), perhaps
 `ARGUMENTS`, `OPTIONS` and `FLAGS` of its own (name -> help), `run(params)`, and perhaps `with_recipe`, see
-`params.load`, and `unused(params)`, parameters that it does not heed and so refuses on the command line. Modules are
-imported when their verb is called: `--help` stays fast.
+`params.load`. Parameters that it does not heed and so refuses on the command line are those of its `TASK` in
+`sections.UNUSED`, or what `unused(params)` says. Modules are imported when their verb is called: `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import yaml
 
 from ultrasound import NOTICE, __version__, commands, params
 from ultrasound.errors import InputError, ParameterError, Terminated, raise_on_signals
+from ultrasound.sections import UNUSED
 
 # Threads of OpenMP that wait by spinning slow a training tenfold where other processes want the cores too. Read when
 # torch is imported, which happens later, in the verbs.
@@ -70,14 +71,18 @@ class Verbs(click.Group):
 
 
 class Verb(click.Command):
-    """One verb; every parameter of params.yaml is an option, but for those that mean nothing to it (`unused`).
+    """One verb; every parameter of params.yaml is an option, but for those that mean nothing to it.
 
     Its own sections are in the help.
     """
 
     def __init__(self, name: str) -> None:
-        doc, self.sections, own = _described(name)
-        self.arguments, self.options, self.flags = (own[kind] for kind in ("ARGUMENTS", "OPTIONS", "FLAGS"))
+        doc, constants = _described(name)
+        self.sections = constants["SECTIONS"]
+        self.unused = UNUSED.get(constants.get("TASK", ""), ())
+        self.arguments, self.options, self.flags = (
+            constants.get(kind, {}) for kind in ("ARGUMENTS", "OPTIONS", "FLAGS")
+        )
         every: list[click.Parameter] = [
             *(click.Argument([argument]) for argument in self.arguments),
             *(_option(*key) for key in params.known()),
@@ -106,7 +111,7 @@ class Verb(click.Command):
         try:
             verb = _imported(f"ultrasound.commands.{self.name}")
             values = params.load(given, with_recipe=getattr(verb, "with_recipe", None))
-            unused = verb.unused(values) if hasattr(verb, "unused") else ()
+            unused = verb.unused(values) if hasattr(verb, "unused") else self.unused
             for key in given:
                 if key in unused:
                     raise ParameterError(f"{key} means nothing to {self.name} here: leave it out")
@@ -131,7 +136,7 @@ class Verb(click.Command):
         for section in self.sections:
             rows = []
             for key, kind, text in params.known():
-                if key.startswith(f"{section}."):
+                if key.startswith(f"{section}.") and key not in self.unused:
                     now = f"  [{current[key]}]" if key in current else ""
                     rows.append((f"--{key} {kind.upper() if '|' not in kind else kind}", text + now))
             with formatter.section(f"{section} (params.yaml)"):
@@ -179,16 +184,13 @@ class _Yaml(click.ParamType[Any]):
             self.fail(f"{value!r} is no valid YAML value", param, ctx)
 
 
-def _described(verb: str) -> tuple[str, tuple[str, ...], dict[str, dict[str, str]]]:
-    """Docstring, sections, own options of a verb's module. It is not imported, because it pulls in torch and MLflow."""
+def _described(verb: str) -> tuple[str, dict[str, Any]]:
+    """Docstring and constants of a verb's module. It is not imported, because it pulls in torch and MLflow."""
     file = Path(commands.__path__[0]) / f"{verb}.py"
     tree = ast.parse(file.read_text())
-    constants = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
-    own = {
-        kind: ast.literal_eval(constants[kind]) if kind in constants else {}
-        for kind in ("ARGUMENTS", "OPTIONS", "FLAGS")
-    }
-    return ast.get_docstring(tree) or "", ast.literal_eval(constants["SECTIONS"]), own
+    named = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    read = ("SECTIONS", "TASK", "ARGUMENTS", "OPTIONS", "FLAGS")
+    return ast.get_docstring(tree) or "", {name: ast.literal_eval(named[name]) for name in read if name in named}
 
 
 @click.group(

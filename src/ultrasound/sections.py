@@ -357,3 +357,12 @@ SECTIONS: dict[str, type[Section]] = {
     field.alias or name: field.annotation  # type: ignore[misc]
     for name, field in Params.model_fields.items()
 }
+
+# What means nothing to a training that is for classes, or for outlines: its commands do not list and do not take it.
+UNUSED = {
+    "classification": ("segment.width", "train.classification_weight", "train.empty_weight"),
+    "segmentation": (
+        "model.head_width", "model.dropout", "model.drop_path", "augment.mixup", "augment.cutmix",
+        "train.segmentation_weight", "train.label_smoothing", "train.class_weights",
+    ),
+}  # fmt: skip

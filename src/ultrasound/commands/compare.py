@@ -17,11 +17,7 @@ from ultrasound.tracking.resume import Resume
 from ultrasound.tracking.task import meaningful
 
 SECTIONS = ("compare", "model", "augment", "train")
-
-
-def unused(params: Params) -> tuple[str, ...]:
-    """Parameters that mean nothing to the training of a classifier."""
-    return CLASSIFICATION.search.unused
+TASK = "classification"
 
 
 def run(params: Params) -> None:

@@ -26,6 +26,7 @@ from ultrasound.tracking.segmentation import SEGMENTATION
 from ultrasound.tracking.task import meaningful
 
 SECTIONS = ("model", "augment", "train", "segment")
+TASK = "segmentation"
 OTHER = ("name", "recipe", "offer", "min_dice", "max_false", "margin")  # no part of a training; a recipe is in `train`
 SHOWN = ("lesion_dice", "dice", "false_lesion_rate")
 
@@ -33,11 +34,6 @@ SHOWN = ("lesion_dice", "dice", "false_lesion_rate")
 def with_recipe(values: Any) -> bool:
     """Outlines want another training than classes."""
     return True
-
-
-def unused(params: Params) -> tuple[str, ...]:
-    """Parameters that mean nothing to the training of a segmenter."""
-    return segmentation.UNUSED
 
 
 def run(params: Params) -> None:

@@ -18,12 +18,8 @@ from ultrasound.tracking.resume import Resume
 from ultrasound.tracking.task import Trained, meaningful
 
 SECTIONS = ("model", "augment", "train", "calibrate")
+TASK = "classification"
 SHOWN = ("macro_f1", "accuracy", "balanced_accuracy", "macro_auc")
-
-
-def unused(params: Params) -> tuple[str, ...]:
-    """Parameters that mean nothing to the training of a classifier."""
-    return CLASSIFICATION.search.unused
 
 
 def run(params: Params) -> None:

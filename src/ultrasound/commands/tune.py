@@ -18,8 +18,8 @@ from ultrasound.images import catalog, prepared
 from ultrasound.params import flatten
 from ultrasound.search import repeats, report, session, space, study
 from ultrasound.search.repeats import Repeats
-from ultrasound.sections import Params
-from ultrasound.tracking import offering, outline_offering, provenance, runs, segmentation, store
+from ultrasound.sections import UNUSED, Params
+from ultrasound.tracking import offering, outline_offering, provenance, runs, store
 from ultrasound.tracking.segmentation import SEGMENTATION
 from ultrasound.tracking.task import meaningful
 
@@ -33,8 +33,7 @@ def with_recipe(values: Any) -> bool:
 
 def unused(params: Params) -> tuple[str, ...]:
     """Parameters that mean nothing to the training of what is searched for."""
-    task = space.task(params)
-    return segmentation.UNUSED if task is SEGMENTATION else task.search.unused
+    return UNUSED["segmentation" if space.task(params) is SEGMENTATION else "classification"]
 
 
 def run(params: Params) -> None:

@@ -17,9 +17,9 @@ from ultrasound.learning.classifying import Classifying
 from ultrasound.learning.loop import EpochResult
 from ultrasound.scoring import comparisons, figures, intervals, metrics
 from ultrasound.scoring.intervals import Interval
-from ultrasound.sections import Params
+from ultrasound.sections import UNUSED, Params
 from ultrasound.tracking import calibrating, models, runs
-from ultrasound.tracking.task import WIDTH, Search, Task, Trained
+from ultrasound.tracking.task import Search, Task, Trained
 
 INTERVALS = ("macro_f1", "balanced_accuracy", "accuracy", "macro_auc")
 RESAMPLES, BOOTSTRAP_SEED = 2000, 0
@@ -180,7 +180,7 @@ def gain(
 
 SEARCH = Search(
     {name: metric.lower_is_better for name, metric in metrics.METRICS.items()}, INTERVALS,
-    (WIDTH, "train.classification_weight", "train.empty_weight"), lambda params: None, of_epoch, of_trial, gain,
+    UNUSED["classification"], lambda params: None, of_epoch, of_trial, gain,
 )  # fmt: skip
 CLASSIFICATION = Task(
     Classifying, metrics.epoch_score, network,

@@ -24,17 +24,13 @@ from ultrasound.learning.segmenter import Outlines, Segmenter, UNet, predict
 from ultrasound.learning.segmenting import Segmenting
 from ultrasound.scoring import figures, outlines, resemblance, rules
 from ultrasound.scoring.intervals import Interval
-from ultrasound.sections import Params
+from ultrasound.sections import UNUSED, Params
 from ultrasound.tracking import models, runs
 from ultrasound.tracking.task import Search, Task, Trained
 
 RESAMPLES = 2000
 SHOWN = 4  # images in each row of the gallery
 COMPARED = ("dice", "lesion_dice", "false_lesion_rate")  # by a search
-UNUSED = (
-    "model.head_width", "model.dropout", "model.drop_path", "augment.mixup", "augment.cutmix",
-    "train.segmentation_weight", "train.label_smoothing", "train.class_weights",
-)  # fmt: skip
 LAYERS = "train.layer_decay"  # must be 1, which a recipe or the command line may say
 
 
@@ -66,7 +62,7 @@ def check(params: Params) -> None:
     """
     if params.train.layer_decay < 1:
         raise ParameterError(f"{LAYERS}: a U-Net's encoder tells no layers apart; set it to 1 in segment.recipe")
-    if useless := [key for key in params.segment.recipe if key in UNUSED]:
+    if useless := [key for key in params.segment.recipe if key in UNUSED["segmentation"]]:
         raise ParameterError(f"segment.recipe: {useless[0]} means nothing where outlines are learnt")
 
 
@@ -232,7 +228,9 @@ def gain(
     return {name: outlines.difference(name, before, after, groups, RESAMPLES) for name in COMPARED}
 
 
-SEARCH = Search({"dice": False, "lesion_dice": False}, COMPARED, (*UNUSED, LAYERS), check, of_epoch, of_trial, gain)
+SEARCH = Search(
+    {"dice": False, "lesion_dice": False}, COMPARED, (*UNUSED["segmentation"], LAYERS), check, of_epoch, of_trial, gain
+)
 SEGMENTATION = Task(
     Segmenting, outlines.epoch_score, network, lambda params: (True, True), model, predict, log, pool, SEARCH
 )
