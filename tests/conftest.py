@@ -162,7 +162,7 @@ def renewed_results(folder: Path, kind: str, run_id: str) -> str:
     (folder / "docs/screenshots").mkdir(parents=True, exist_ok=True)
     document = folder / "docs/results.md"
     document.write_text(f"# Results\n\n<!-- numbers: {kind} -->\nof last time\n<!-- end -->\n\nBelow.\n")
-    run_in(folder, sys.executable, "scripts/results.py", kind, run_id)
+    run_in(folder, sys.executable, "scripts/results.py", kind, run_id, new=kind == "segment")
     text = document.read_text()
     assert text.startswith(f"# Results\n\n<!-- numbers: {kind} -->\n") and text.endswith("<!-- end -->\n\nBelow.\n")
     assert "of last time" not in text

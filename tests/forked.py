@@ -2,8 +2,9 @@
 
 A server imports what the commands import once and then forks for each of them. The child begins where a new process is
 when its imports are done, with its own arguments, folder, environment, output, and end. Other than in a new process,
-the code is that of this project, not of a copy in the folder, and what libraries leave for the end at their import is
-not done.
+the code is that of this project, not of a copy in the folder; all verbs and what they import late are there; variables
+that are read at an import, and the seed of hashes, are the server's; what libraries leave for the end at their import
+is not done where a verb ends by itself. So each program also runs as a new process in some test.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import multiprocessing.process
 import os
 import pkgutil
 import runpy
@@ -21,8 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 PROJECT = Path(__file__).parents[1]
 # What commands import only where they use it.
@@ -34,7 +39,7 @@ LATE = (
 
 
 class Process:
-    """A command that was begun, as `subprocess.Popen` would have it; what it says lies in the files of `folder`."""
+    """A command that was begun, much as `subprocess.Popen` has it; what it says lies in the files of `folder`."""
 
     def __init__(self, server: Server, pid: int, folder: Path) -> None:
         self.pid = pid
@@ -69,7 +74,8 @@ class Process:
     def send_signal(self, number: int) -> None:
         """As its name says; nothing to one that has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
@@ -94,7 +100,7 @@ class Server:
         path = os.pathsep.join((str(PROJECT / "src"), str(PROJECT)))
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-            env=environment | {"PYTHONPATH": path},
+            env=environment | {"PYTHONPATH": path}, start_new_session=True,
         )  # fmt: skip
 
     def start(self, folder: Path, command: list[str], environment: dict[str, str]) -> Process:
@@ -102,6 +108,8 @@ class Server:
         self._begun += 1
         place = Path(self._files.name, str(self._begun))
         place.mkdir()
+        for name in ("output", "errors"):
+            (place / name).touch()
         asked = {"folder": str(folder), "command": command, "environment": environment, "place": str(place)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(asked).encode() + b"\n")
@@ -118,11 +126,7 @@ class Server:
 
     def close(self) -> None:
         """End, and the commands that run with it."""
-        for pid in self._codes:
-            if self.ended(pid) is None:
-                os.kill(pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.communicate()
+        self._process.communicate()  # at the end of its stdin it kills them
         self._files.cleanup()
 
     def _news(self) -> int | None:
@@ -140,6 +144,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what an import prints is no answer
     before = dict(os.environ)
+    importlib.import_module("ultrasound.__main__")  # sets what torch reads when it is imported
     from ultrasound import commands
 
     for name in [f"ultrasound.commands.{module.name}" for module in pkgutil.iter_modules(commands.__path__)]:
@@ -150,6 +155,7 @@ def main() -> None:
 
     sqlalchemy.orm.configure_mappers()
     set_by_imports = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    sys.stdout.flush()
     gc.collect()
     gc.freeze()  # so that the children share its pages
     ends, wake = os.pipe()
@@ -169,6 +175,8 @@ def main() -> None:
         if 0 in ready:
             line = sys.stdin.buffer.readline()  # there is one at a time: the next waits for the answer
             if not line:
+                for pid in running:
+                    os.killpg(pid, signal.SIGKILL)
                 return
             child = os.fork()
             if child == 0:
@@ -184,6 +192,9 @@ def main() -> None:
 
 
 def _become(asked: dict[str, Any], set_by_imports: dict[str, str]) -> None:
+    os.setpgid(0, 0)
+    np.random.seed()  # not that of the children before it
+    multiprocessing.process.ORIGINAL_DIR = asked["folder"]  # type: ignore[attr-defined]
     os.chdir(asked["folder"])
     os.environ.clear()
     os.environ.update(set_by_imports | asked["environment"])

@@ -131,7 +131,7 @@ def test_leakage_on_the_real_images_and_the_documents_that_quote_it(busi, tmp_pa
     for name in ("docs/data-card.md", "README.md"):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copy(PROJECT / name, folder / name)
-    run_in(folder, sys.executable, str(PROJECT / "scripts/data_card.py"))
+    run_in(folder, sys.executable, str(PROJECT / "scripts/data_card.py"), new=True)
     for name in ("docs/data-card.md", "README.md"):
         committed, renewed = ((top / name).read_text() for top in (PROJECT, folder))
         number = r"\d+(?:,\d{3})*(?:\.\d+)?"

@@ -26,7 +26,7 @@ def compared(prepared, tmp_path_factory):
     (folder / "scripts/recipes.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     (folder / "docs").mkdir()
     (folder / "docs/results.md").write_text(DOCUMENT)
-    said = run_in(folder, sys.executable, SCRIPT, "--only", "plain", "longer")
+    said = run_in(folder, sys.executable, SCRIPT, "--only", "plain", "longer", new=True)
     return folder, said.stdout
 
 

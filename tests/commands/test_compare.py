@@ -75,7 +75,7 @@ def test_the_document_says_what_the_comparison_says(project, compared):
 
 def test_the_probe_alone_scores_as_in_the_comparison(project, compared):
     _, run = compared
-    said = ultrasound(project, "probe").stdout
+    said = ultrasound(project, "probe", new=True).stdout
     (alone,) = client(project).search_runs(["0"], "tags.verb = 'probe' AND attributes.run_name = 'probe-test_resnet'",
                                            order_by=["attributes.start_time DESC"], max_results=1)  # fmt: skip
     assert alone.data.metrics["out_of_fold/macro_f1"] == pytest.approx(run.data.metrics["probe-test_resnet/macro_f1"])

@@ -51,7 +51,7 @@ def saved_epoch(project, run_id):
 
 def test_twenty_kills_lose_an_epoch_each_at_most_and_change_nothing(other: Path):
     options = as_options(LONG)
-    ultrasound(other, "train", *options)
+    ultrasound(other, "train", *options, new=True)
     undisturbed = runs(other, "train")[0]
     random.seed(0)
     lost, saved, run = [], 0, undisturbed

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import optuna
 
-from tests.conftest import PROJECT
+from tests.forked import PROJECT
 from ultrasound import params
 from ultrasound.errors import raise_on_signals
 from ultrasound.search import session, study, trials, workers

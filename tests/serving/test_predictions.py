@@ -390,7 +390,7 @@ def test_the_real_command_is_interrupted_killed_and_continued(served, scans, tmp
     assert code == -signal.SIGKILL
     after_second = journal.read_bytes().count(b"\n") - 1
     assert after_first < after_second < 480
-    done = ultrasound(served, "predict", str(many), "--out", str(out)).stdout
+    done = ultrasound(served, "predict", str(many), "--out", str(out), new=True).stdout
     assert f"continuing: {after_second} of 480 images were answered before" in done
     assert "480 images: 480 answered" in done
     table = pd.read_csv(out)

@@ -383,7 +383,7 @@ def test_one_command_says_whether_outlines_and_classes_help_each_other(segmented
     document.parent.mkdir(exist_ok=True)
     document.write_text("# Results\n\n<!-- numbers: tasks -->\nof last time\n<!-- end -->\n")
     command = [sys.executable, "scripts/tasks.py", single.info.run_id, "--both", both.info.run_id]
-    assert "section tasks renewed" in run_in(folder, *command).stdout
+    assert "section tasks renewed" in run_in(folder, *command, new=True).stdout
     text = document.read_text()
     written = {cells[1].strip(): [cell.split(" (")[0].strip() for cell in cells[2:-1]]
                for line in text.splitlines() if line.startswith("|") for cells in [line.split("|")]}  # fmt: skip
