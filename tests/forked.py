@@ -145,6 +145,7 @@ def main() -> None:
     os.dup2(2, 1)  # what an import prints is no answer
     before = dict(os.environ)
     importlib.import_module("ultrasound.__main__")  # sets what torch reads when it is imported
+    del sys.modules["ultrasound.__main__"]  # runpy imports it anew
     from ultrasound import commands
 
     for name in [f"ultrasound.commands.{module.name}" for module in pkgutil.iter_modules(commands.__path__)]:
