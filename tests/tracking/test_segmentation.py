@@ -31,8 +31,8 @@ from ultrasound.scoring.intervals import Interval
 from ultrasound.tracking import models
 
 NAME = "breast-ultrasound-segmenter"
-OPTIONS = ("model.name=tf_efficientnet_lite0", "model.weights=packaged", "train.folds=[0, 1]", "train.epochs=20",
-           "train.learning_rate=0.002", "train.batch_size=8", "train.choose=last", "train.ema=0.9", "segment.width=64",
+OPTIONS = ("model.name=tf_efficientnet_lite0", "model.weights=packaged", "train.folds=[0, 1]", "train.epochs=14",
+           "train.learning_rate=0.002", "train.batch_size=8", "train.choose=last", "train.ema=0.9", "segment.width=32",
            "segment.offer=true")  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_the_run_holds_what_a_reader_needs(segmented):
     assert {child.info.status for child in children} == {"FINISHED"}
     fold = next(child for child in children if child.info.run_name == "fold-0")
     history = client(folder).get_metric_history(fold.info.run_id, "validation/dice")
-    assert [metric.step for metric in history] == list(range(1, 21))
+    assert [metric.step for metric in history] == list(range(1, 15))
     with np.load(client(folder).download_artifacts(run.info.run_id, "masks/out_of_fold.npz")) as saved:
         rows = table(folder, run, "outlines_out_of_fold")
         assert saved["image_id"].tolist() == rows["image_id"].tolist()
@@ -112,7 +112,7 @@ def test_the_document_says_what_the_run_says(segmented):
     section = renewed_results(folder, "segment", run.info.run_id)
     value, low, high = (run.data.metrics[f"out_of_fold/lesion_dice{end}"] for end in ("", "_low", "_high"))
     assert f"| lesion_dice | {value:.3f} ({low:.3f} to {high:.3f}) |" in section
-    assert "| class: normal (few) |" in section and "`tf_efficientnet_lite0` (packaged weights), width 64" in section
+    assert "| class: normal (few) |" in section and "`tf_efficientnet_lite0` (packaged weights), width 32" in section
     assert run.data.tags["data_digest"] in section
     (evaluation,) = client(folder).search_runs(["0"], "tags.evaluated_model LIKE '%'")
     section = renewed_results(folder, "segment-test", evaluation.info.run_id)
@@ -355,7 +355,7 @@ def test_the_recipe_goes_before_the_file_and_the_command_line_before_the_recipe(
     unused = {"model.dropout", "train.label_smoothing"}
     assert not unused & run.data.params.keys()
     for child in client(folder).search_runs(["0"], f"tags.`mlflow.parentRunId` = '{segmented[1].info.run_id}'"):
-        assert child.data.params["segment.width"] == "64" and not unused & child.data.params.keys()
+        assert child.data.params["segment.width"] == "32" and not unused & child.data.params.keys()
     history = client(folder).get_metric_history(run.info.run_id, "validation/macro_f1")
     assert len(history) == 1 and 0 <= history[0].value <= 1  # the class was learnt beside
     said = ultrasound(folder, "segment", "--segment.recipe={split.seed: 1}", expect=2).stderr
