@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from tests.conftest import renewed_results, start_in, ultrasound
 from ultrasound.learning import backbone
+from ultrasound.tracking import mutex
 
 QUICK = ("--train.epochs", "1", "--tune.folds", "[0, 1]", "--tune.repeats", "1", "--tune.startup_trials", "2")
 
@@ -31,7 +32,9 @@ def client(folder):
 
 
 def study(folder, name):
-    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/build/optuna.db")
+    storage = f"sqlite:///{folder}/build/optuna.db"
+    with mutex.held(storage):  # else both may make its tables, this process and the command that has just begun
+        return optuna.load_study(study_name=name, storage=storage)
 
 
 def children(folder, parent, verb):
@@ -42,9 +45,10 @@ def start(folder, *options):
     return start_in(folder, sys.executable, "-m", "ultrasound", "tune", *QUICK, *options)
 
 
-def wait_for(condition, seconds=600):
+def wait_for(process, condition, seconds=600):
     ends = time.time() + seconds
     while not condition():
+        assert process.poll() is None, process.communicate()
         assert time.time() < ends, "it did not come"
         time.sleep(0.2)
 
@@ -61,7 +65,7 @@ def test_a_search_that_is_stopped_goes_on_in_the_same_run_and_loses_nothing(fold
     name = f"stopped-{number.name}"
     options = ("--tune.study", name, "--tune.trials", "4", "--tune.repeats", "0")
     first = start(folder, *options)
-    wait_for(lambda: complete(folder, name) >= 1)
+    wait_for(first, lambda: complete(folder, name) >= 1)
     first.send_signal(number)
     said = first.communicate(timeout=600)
     assert first.returncode == code, said
@@ -103,7 +107,7 @@ def test_a_trial_that_is_killed_goes_on_after_its_last_epoch(folder):
             return False
 
     first = start(folder, *options)
-    wait_for(is_under_way)
+    wait_for(first, is_under_way)
     first.kill()
     first.communicate()
     ultrasound(folder, "tune", *QUICK, *options)
@@ -126,7 +130,7 @@ def test_the_workers_of_a_command_that_is_killed_end_too(folder):
         except Exception:  # there is no study yet
             return False
 
-    wait_for(is_at_work)
+    wait_for(first, is_at_work)
     others = worker.children(recursive=True)
     assert others
     first.kill()
